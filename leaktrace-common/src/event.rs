@@ -1,0 +1,163 @@
+//! Ring-buffer records: process life, mappings, calls and stacks. Each starts with a [`Header`].
+use crate::{Plain, assert_layout, unwind::MAX_FRAMES};
+
+/// What a record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// A thread or process was made: [`Life`].
+    Fork = 1,
+    /// A process image was replaced: [`Life`].
+    Exec = 2,
+    /// The last thread of a process ended: [`Life`].
+    Exit = 3,
+    /// A system call changed mappings: [`MappingChange`].
+    Mapping = 4,
+    /// An allocation or free, with [`crate::target::flags::TRACE_CALLS`]: [`Call`].
+    Call = 5,
+    /// Frames of a stack seen for the first time: [`Stack`].
+    Stack = 6,
+}
+
+impl Kind {
+    /// The kind with this number.
+    pub fn from_code(code: u32) -> Option<Kind> {
+        [Kind::Fork, Kind::Exec, Kind::Exit, Kind::Mapping, Kind::Call, Kind::Stack]
+            .into_iter()
+            .find(|kind| *kind as u32 == code)
+    }
+}
+
+/// The front of every record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Header {
+    /// [`Kind`].
+    pub kind: u32,
+    /// The process (thread group id).
+    pub tgid: u32,
+    /// The thread.
+    pub tid: u32,
+    /// The process image.
+    pub generation: u32,
+    /// When, in ns of CLOCK_BOOTTIME.
+    pub time_ns: u64,
+}
+assert_layout!(Header, size = 24, align = 8);
+// SAFETY: `repr(C)`, integers only, no padding (asserted by its size).
+unsafe impl Plain for Header {}
+
+/// Fork, exec and exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Life {
+    /// The front.
+    pub header: Header,
+    /// Fork: the child's tgid. Otherwise 0.
+    pub child: u32,
+    /// Exit: the wait status (exit code in bits 8 to 15, signal in bits 0 to 6), where the kernel gave it.
+    pub status: u32,
+    /// Fork: the clone flags (linux/sched.h).
+    pub clone_flags: u64,
+}
+assert_layout!(Life, size = 40, align = 8);
+// SAFETY: `repr(C)`, integers only, no padding (asserted by its size).
+unsafe impl Plain for Life {}
+
+/// Which system call changed mappings, and at which end of it the record was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Change {
+    /// mmap returned: a mapping at `address`.
+    Map = 1,
+    /// munmap is about to run: `address`, `length_bytes` leave.
+    Unmap = 2,
+    /// munmap failed: what left comes back.
+    UnmapFailed = 3,
+    /// mremap is about to run: `old_address`, `old_length_bytes` leave.
+    Remap = 4,
+    /// mremap returned: the mapping is at `address` now, or back where it was if `result` is an error.
+    Remapped = 5,
+    /// brk returned: the program break is at `address`.
+    Break = 6,
+}
+
+/// A mapping system call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct MappingChange {
+    /// The front.
+    pub header: Header,
+    /// [`Change`].
+    pub change: u32,
+    /// 1 when the call was made inside an allocation function: the mapping is the allocator's own.
+    pub in_allocator: u32,
+    /// See [`Change`].
+    pub address: u64,
+    /// Bytes, as passed.
+    pub length_bytes: u64,
+    /// mremap only.
+    pub old_address: u64,
+    /// mremap only.
+    pub old_length_bytes: u64,
+    /// PROT_ bits of mmap.
+    pub protection: u32,
+    /// MAP_ or MREMAP_ bits.
+    pub flags: u32,
+    /// What the system call returned.
+    pub result: i64,
+    /// Hash of the stack; 0 where none was taken.
+    pub stack: u64,
+    /// mmap's file descriptor, −1 for anonymous memory.
+    pub fd: i32,
+    /// Zero.
+    pub reserved: u32,
+}
+assert_layout!(MappingChange, size = 96, align = 8);
+// SAFETY: `repr(C)`, integers only, no padding (asserted by its size).
+unsafe impl Plain for MappingChange {}
+
+/// One recorded call, for `--trace`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Call {
+    /// The front.
+    pub header: Header,
+    /// The block.
+    pub address: u64,
+    /// Its size; of a free, the size of the block that was freed (0 where it was unknown).
+    pub size_bytes: u64,
+    /// Reallocation: the block that was given back, else 0.
+    pub old_address: u64,
+    /// Hash of the stack; of a free, the hash of the stack that allocated the block.
+    pub stack: u64,
+    /// Index of the function in the agent's list.
+    pub function: u32,
+    /// 1 for a free.
+    pub free: u32,
+}
+assert_layout!(Call, size = 64, align = 8);
+// SAFETY: `repr(C)`, integers only, no padding (asserted by its size).
+unsafe impl Plain for Call {}
+
+/// Frames of a stack, innermost first. Only `count` frames are sent.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Stack {
+    /// The front.
+    pub header: Header,
+    /// What blocks and sites refer to it by.
+    pub hash: u64,
+    /// How many frames follow.
+    pub count: u32,
+    /// [`crate::unwind::Stop`], plus [`STACK_GUESSED`] where a frame is a guess.
+    pub stop: u32,
+    /// Return addresses; the first is the caller of the allocation function.
+    pub frames: [u64; MAX_FRAMES + 1],
+}
+assert_layout!(Stack, size = 40 + 8 * (MAX_FRAMES + 1), align = 8);
+
+/// Bit of [`Stack::stop`]: at least one frame was found by a guessed step.
+pub const STACK_GUESSED: u32 = 1 << 31;
+/// Bytes of a [`Stack`] before its frames.
+pub const STACK_HEADER_BYTES: usize = 40;

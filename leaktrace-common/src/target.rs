@@ -1,0 +1,51 @@
+//! TARGETS: which processes are traced, and how.
+use crate::{Plain, assert_layout};
+
+/// Value of the TARGETS map, keyed by tgid: its presence means that the process is traced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Target {
+    /// The process whose LIVE map and sites take the records: itself, or the parent whose memory a vfork child
+    /// shares.
+    pub owner: u32,
+    /// The image: bumped by the exec tracepoint.
+    pub generation: u32,
+    /// Bits of [`flags`].
+    pub flags: u32,
+    /// Index of the process's mapping table in PROCESS_MAPS, or [`NO_SLOT`].
+    pub slot: u32,
+    /// Allocations smaller than this are not recorded.
+    pub min_size_bytes: u64,
+    /// Allocations larger than this are not recorded.
+    pub max_size_bytes: u64,
+    /// Mean bytes between samples; 0 records every call.
+    pub sample_interval_bytes: u64,
+    /// Frames kept of each stack, 1 to [`crate::unwind::MAX_FRAMES`]; 0 takes no stacks.
+    pub stack_depth: u32,
+    /// Key of the process's table of live blocks in the LIVE map.
+    pub table: u32,
+}
+assert_layout!(Target, size = 48, align = 8);
+// SAFETY: `repr(C)`, integers only, no padding (asserted by its size).
+unsafe impl Plain for Target {}
+
+/// No mapping table yet: stacks stop at their first frame with `NoMapping`.
+pub const NO_SLOT: u32 = u32::MAX;
+
+/// Bits of [`Target::flags`].
+pub mod flags {
+    /// Send each recorded call as an event.
+    pub const TRACE_CALLS: u32 = 1 << 0;
+    /// Walk stacks by frame pointers instead of unwind tables.
+    pub const FRAME_POINTERS: u32 = 1 << 1;
+    /// Record allocations; without it only mappings and process life are reported (growth mode, a pause).
+    pub const ALLOCATIONS: u32 = 1 << 2;
+    /// Report mappings.
+    pub const MAPPINGS: u32 = 1 << 3;
+    /// Walk every stack twice, with and without reuse, and count differences.
+    pub const VERIFY_REUSE: u32 = 1 << 4;
+    /// The slot is the parent's: it describes the same mappings until an exec.
+    pub const SHARED_SLOT: u32 = 1 << 6;
+    /// Trace children made by fork, and report them.
+    pub const FOLLOW: u32 = 1 << 5;
+}

@@ -1,0 +1,42 @@
+//! Counting: adds to the current target's tally.
+use core::{arch::asm, hint::black_box};
+use leaktrace_common::counter::{Counter, TALLY_WORDS};
+
+use crate::maps::TALLIES;
+
+/// Adds `amount` to a word that other CPUs and preempted programs may add to as well. In assembly because
+/// `core` has no atomic addition for this target.
+#[inline(always)]
+pub fn add(word: *mut u64, amount: u64) {
+    // SAFETY: the callers pass words inside map values, aligned to 8, alive as long as the program runs.
+    unsafe { asm!("lock *(u64 *)({word} + 0) += {amount}", word = in(reg) word, amount = in(reg) amount) }
+}
+
+/// Adds 1 to a 32-bit word; see [`add`].
+#[inline(always)]
+pub fn increment(word: *mut u32) {
+    // SAFETY: as in `add`, aligned to 4.
+    unsafe { asm!("lock *(u32 *)({word} + 0) += {one}", word = in(reg) word, one = in(reg) 1u64) }
+}
+
+/// Counts one `counter` for the process `tgid`.
+#[inline(always)]
+pub fn count(tgid: u32, counter: Counter) {
+    count_by(tgid, counter, 1);
+}
+
+/// Counts `amount` of `counter` for the process `tgid`.
+#[inline(always)]
+pub fn count_by(tgid: u32, counter: Counter, amount: u64) {
+    count_at(tgid, counter as u32, amount);
+}
+
+/// Counts `amount` of the counter with this index, which is masked to the tally's length.
+#[inline(always)]
+pub fn count_at(tgid: u32, index: u32, amount: u64) {
+    if let Some(tally) = TALLIES.get_ptr_mut(tgid) {
+        let index = (black_box(index) as usize) & (TALLY_WORDS - 1);
+        // SAFETY: the masked index lies in the tally.
+        add(unsafe { tally.cast::<u64>().add(index) }, amount);
+    }
+}

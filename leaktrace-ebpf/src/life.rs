@@ -1,0 +1,196 @@
+//! Process life: fork, exec and exit of traced processes, as events; thread entries go with their thread.
+use aya_ebpf::{
+    EbpfContext as _, Global,
+    helpers::{bpf_probe_read_kernel, generated::bpf_get_current_task},
+    macros::tracepoint,
+    programs::TracePointContext,
+};
+use aya_log_ebpf::debug;
+use leaktrace_common::{
+    counter::Counter,
+    event::{Header, Kind, Life},
+    target::{NO_SLOT, Target, flags},
+};
+
+use crate::{
+    count::count,
+    maps::{EVENTS, NEW_TALLY, PROCESS_MAPS, SPARE_TABLES, TALLIES, TARGETS, THREADS},
+    site, thread,
+};
+
+/// Offset of `pid` in the `task:task_newtask` record (Linux 3.5 and later).
+const NEWTASK_PID: usize = 8;
+/// Offset of `clone_flags` in that record.
+const NEWTASK_CLONE_FLAGS: usize = 32;
+/// linux/sched.h: the new task shares its maker's memory.
+const CLONE_VM: u64 = 0x0000_0100;
+/// linux/sched.h: the new task is a thread.
+const CLONE_THREAD: u64 = 0x0001_0000;
+/// linux/sched/signal.h: the group's exit code is valid.
+const SIGNAL_GROUP_EXIT: u32 = 4;
+
+/// Offsets of kernel structure members, from the kernel's BTF; 0 where it has none.
+#[unsafe(no_mangle)]
+static TASK_EXIT_CODE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static TASK_SIGNAL: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static SIGNAL_LIVE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static SIGNAL_GROUP_EXIT_CODE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static SIGNAL_FLAGS: Global<u32> = Global::new(0);
+
+#[tracepoint]
+fn process_fork(context: TracePointContext) -> u32 {
+    let Some((tid, tgid, target)) = traced() else { return 0 };
+    if target.flags & flags::FOLLOW == 0 {
+        return 0;
+    }
+    // SAFETY: the record's layout is part of the tracepoint.
+    let (Ok(child), Ok(clone_flags)) =
+        (unsafe { (context.read_at::<u32>(NEWTASK_PID), context.read_at::<u64>(NEWTASK_CLONE_FLAGS)) })
+    else {
+        count(tgid, Counter::EventsDropped);
+        return 0;
+    };
+    if clone_flags & CLONE_THREAD == 0 {
+        debug!(&context, "process {} makes process {} with flags {:x}", tgid, child, clone_flags);
+        adopt(child, &target, clone_flags & CLONE_VM != 0);
+        let header = header(Kind::Fork, tid, tgid, &target);
+        send(Life { header, child, status: 0, clone_flags });
+    }
+    0
+}
+
+/// Makes the child of a traced process a target before it runs.
+fn adopt(child: u32, parent: &Target, shares_memory: bool) {
+    let mut target = *parent;
+    target.flags |= flags::SHARED_SLOT;
+    if !shares_memory {
+        let Ok(Some(table)) = SPARE_TABLES.pop() else { return };
+        target.table = table;
+        target.owner = child;
+        target.generation = 0;
+        new_tally(child);
+    }
+    let _ = TARGETS.insert(child, target, 0);
+}
+
+fn new_tally(tgid: u32) {
+    if let Some(zeros) = NEW_TALLY.get(0) {
+        let _ = TALLIES.insert(tgid, zeros, 0);
+    }
+}
+
+#[tracepoint]
+fn process_exec(context: TracePointContext) -> u32 {
+    let Some((tid, tgid, _)) = traced() else { return 0 };
+    debug!(&context, "process {} executes another program", tgid);
+    let Some(target) = TARGETS.get_ptr_mut(tgid) else { return 0 };
+    // SAFETY: the value stays; only this thread is left in the process, and user space does not write it.
+    let target = unsafe { &mut *target };
+    target.generation = target.generation.wrapping_add(1);
+    if target.owner != tgid {
+        // A vfork child leaves its parent's memory.
+        let Ok(Some(table)) = SPARE_TABLES.pop() else {
+            let _ = TARGETS.remove(tgid);
+            send(Life { header: header(Kind::Exec, tid, tgid, target), child: 0, status: 0, clone_flags: 0 });
+            return 0;
+        };
+        target.table = table;
+        target.owner = tgid;
+        new_tally(tgid);
+    }
+    if target.flags & flags::SHARED_SLOT != 0 {
+        target.flags &= !flags::SHARED_SLOT;
+        target.slot = NO_SLOT;
+    }
+    if target.slot != NO_SLOT
+        && let Some(process) = PROCESS_MAPS.get_ptr_mut(target.slot)
+    {
+        // SAFETY: a field of a map value that stays.
+        unsafe { (*process).loading = 1 };
+    }
+    if let Some(state) = thread::existing(tid) {
+        // SAFETY: the entry belongs to the current thread.
+        unsafe {
+            (*state).call.slot = 0;
+            (*state).passed.slot = 0;
+            (*state).freed_address = 0;
+        }
+    }
+    let header = header(Kind::Exec, tid, tgid, target);
+    send(Life { header, child: 0, status: 0, clone_flags: 0 });
+    0
+}
+
+#[tracepoint]
+fn thread_exit(context: TracePointContext) -> u32 {
+    let Some((tid, tgid, target)) = traced() else { return 0 };
+    if let Some(state) = thread::existing(tid) {
+        // SAFETY: the entry belongs to the current thread.
+        if unsafe { (*state).call.slot } != 0 {
+            count(tgid, Counter::LostReturns);
+        }
+        let _ = THREADS.remove(tid);
+    }
+    let _ = context.as_ptr();
+    if let Some(status) = process_status(tid == tgid) {
+        if target.owner != tgid {
+            // A vfork child that ends without exec: what it did counts for its parent.
+            let _ = TARGETS.remove(tgid);
+            return 0;
+        }
+        let header = header(Kind::Exit, tid, tgid, &target);
+        send(Life { header, child: 0, status, clone_flags: 0 });
+    }
+    0
+}
+
+/// The wait status, if this was the process's last thread. Without the kernel's offsets the leader's exit is
+/// taken for the process's.
+fn process_status(leader: bool) -> Option<u32> {
+    // SAFETY: a helper without preconditions.
+    let task = unsafe { bpf_get_current_task() };
+    if TASK_SIGNAL.load() == 0 {
+        return leader.then_some(0);
+    }
+    let signal: u64 = read_kernel(task, TASK_SIGNAL.load())?;
+    let live: i32 = read_kernel(signal, SIGNAL_LIVE.load())?;
+    if live > 0 {
+        return None;
+    }
+    let flags: u32 = read_kernel(signal, SIGNAL_FLAGS.load())?;
+    if flags & SIGNAL_GROUP_EXIT != 0 {
+        read_kernel(signal, SIGNAL_GROUP_EXIT_CODE.load())
+    } else {
+        read_kernel(task, TASK_EXIT_CODE.load())
+    }
+}
+
+fn read_kernel<T>(base: u64, offset: u32) -> Option<T> {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel(base.wrapping_add(offset as u64) as *const T) }.ok()
+}
+
+fn traced() -> Option<(u32, u32, Target)> {
+    let (tid, tgid) = thread::current();
+    // SAFETY: the value is copied at once.
+    let target = *unsafe { TARGETS.get(tgid) }?;
+    Some((tid, tgid, target))
+}
+
+fn header(kind: Kind, tid: u32, tgid: u32, target: &Target) -> Header {
+    Header { kind: kind as u32, tgid, tid, generation: target.generation, time_ns: site::now_ns() }
+}
+
+fn send(life: Life) {
+    match EVENTS.reserve(0) {
+        Some(mut entry) => {
+            entry.write(life);
+            entry.submit(0);
+        }
+        None => count(life.header.tgid, Counter::EventsDropped),
+    }
+}

@@ -1,0 +1,145 @@
+//! Tracepoints of the system calls that change mappings. What a call takes away leaves at its entry, because
+//! afterwards another thread may own the addresses; what it makes is seen at its exit. Arguments are read from
+//! the task's registers, which a system call leaves as they were (Linux ≥ 5.15).
+use aya_ebpf::{macros::tracepoint, programs::TracePointContext};
+use leaktrace_common::{
+    counter::Counter,
+    event::{Change, Header, Kind, MappingChange},
+    target::{Target, flags},
+};
+
+use crate::{
+    count::count,
+    maps::{EVENTS, TARGETS},
+    registers::Registers,
+    sample, site,
+    stack::{self, Start},
+    thread,
+};
+
+/// Offset of the result in a `sys_exit_*` record.
+const RESULT: usize = 16;
+/// Results from here on are error numbers, −4095 to −1.
+const FIRST_ERROR: i64 = -4095;
+/// linux/mman.h: not backed by a file.
+const MAP_ANONYMOUS: u32 = 0x20;
+
+#[tracepoint]
+fn mmap_exit(context: TracePointContext) -> u32 {
+    change(&context, Change::Map);
+    0
+}
+
+#[tracepoint]
+fn munmap_enter(context: TracePointContext) -> u32 {
+    change(&context, Change::Unmap);
+    0
+}
+
+#[tracepoint]
+fn munmap_exit(context: TracePointContext) -> u32 {
+    change(&context, Change::UnmapFailed);
+    0
+}
+
+#[tracepoint]
+fn mremap_enter(context: TracePointContext) -> u32 {
+    change(&context, Change::Remap);
+    0
+}
+
+#[tracepoint]
+fn mremap_exit(context: TracePointContext) -> u32 {
+    change(&context, Change::Remapped);
+    0
+}
+
+#[tracepoint]
+fn brk_exit(context: TracePointContext) -> u32 {
+    change(&context, Change::Break);
+    0
+}
+
+#[inline(always)]
+fn change(context: &TracePointContext, change: Change) {
+    let (tid, tgid) = thread::current();
+    // SAFETY: the value is copied at once.
+    let Some(target) = (unsafe { TARGETS.get(tgid) }) else { return };
+    let target = *target;
+    if target.flags & flags::MAPPINGS == 0 {
+        return;
+    }
+    let at_exit = !matches!(change, Change::Unmap | Change::Remap);
+    // SAFETY: the record's layout is that of every system call tracepoint.
+    let result: i64 = if at_exit { unsafe { context.read_at(RESULT) }.unwrap_or(-1) } else { 0 };
+    let failed = (FIRST_ERROR..0).contains(&result);
+    if (failed && matches!(change, Change::Map)) || (!failed && matches!(change, Change::UnmapFailed)) {
+        return;
+    }
+    let Some(regs) = Registers::at_system_call() else {
+        count(tgid, Counter::ReadFailures);
+        return;
+    };
+    if !regs.is_64_bit() {
+        return;
+    }
+    send(tid, tgid, &target, &regs, change, result);
+}
+
+#[inline(always)]
+fn send(tid: u32, tgid: u32, target: &Target, regs: &Registers, change: Change, result: i64) {
+    let Some(state) = thread::entry(tid) else {
+        count(tgid, Counter::ThreadsFull);
+        return;
+    };
+    // SAFETY: the entry belongs to the current thread and stays while its program runs.
+    let state = unsafe { &mut *state };
+    let in_allocator = state.call.slot != 0 && regs.stack_pointer < state.call.slot
+        || sample::passed_lately(state, regs.stack_pointer);
+    let map_flags = regs.r10 as u32;
+    let wants_stack = match change {
+        Change::Map => map_flags & MAP_ANONYMOUS != 0 && !in_allocator,
+        Change::Remapped => !in_allocator,
+        _ => false,
+    };
+    let stack = if wants_stack {
+        let start = Start { ip: regs.instruction, sp: regs.stack_pointer, exact: true };
+        stack::take(tid, tgid, target, state, regs, start)
+    } else {
+        0
+    };
+    let Some(mut entry) = EVENTS.reserve_untyped::<MappingChange>(0) else {
+        count(tgid, Counter::EventsDropped);
+        return;
+    };
+    let (first, second) = (regs.argument(0), regs.argument(1));
+    let (address, length, old_address, old_length, flags) = match change {
+        Change::Map => (result as u64, second, 0, 0, map_flags),
+        Change::Unmap | Change::UnmapFailed => (first, second, 0, 0, 0),
+        Change::Remap => (0, regs.argument(2), first, second, map_flags),
+        Change::Remapped => (result as u64, regs.argument(2), first, second, map_flags),
+        Change::Break => (result as u64, 0, 0, 0, 0),
+    };
+    entry.write(MappingChange {
+        header: Header {
+            kind: Kind::Mapping as u32,
+            tgid: target.owner,
+            tid,
+            generation: target.generation,
+            time_ns: site::now_ns(),
+        },
+        change: change as u32,
+        in_allocator: in_allocator as u32,
+        address,
+        length_bytes: length,
+        old_address,
+        old_length_bytes: old_length,
+        protection: if matches!(change, Change::Map) { regs.argument(2) as u32 } else { 0 },
+        flags,
+        result,
+        stack,
+        fd: if matches!(change, Change::Map) { regs.argument(4) as i32 } else { -1 },
+        reserved: 0,
+    });
+    entry.submit(0);
+}

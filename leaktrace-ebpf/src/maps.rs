@@ -1,0 +1,96 @@
+//! Every map, with who writes it, who reads it, why it has its size, and what happens when it is full.
+//! User space overrides the sizes that depend on options before loading.
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::{Array, HashMap, HashOfMaps, PerCpuHashMap, Queue, RingBuf},
+    macros::btf_map,
+};
+use leaktrace_common::{
+    counter::TALLY_WORDS,
+    event,
+    heap::{Block, SiteKey, SiteTotals},
+    target::Target,
+    unwind::{MAX_RULES, Page, ProcessMappings, Row, Rule, SLAB_ROWS},
+};
+
+use crate::thread::Thread;
+
+/// One entry per counter: the value of [`TALLIES`].
+pub type Tally = [u64; TALLY_WORDS];
+
+/// Traced processes. User space adds and removes them; the exec tracepoint bumps the generation. Full: user
+/// space reports the process as not traced. Not preallocated: an entry that is replaced stays as it is for as long as
+/// a program refers to it.
+#[btf_map]
+pub static TARGETS: HashMap<u32, Target, 1024, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Counters by process. User space makes and removes the entries with the target; programs only add. Per CPU
+/// and added to atomically, because a program can be preempted between load and store.
+#[btf_map]
+pub static TALLIES: PerCpuHashMap<u32, Tally, 1024, { BPF_F_NO_PREALLOC as usize }> = PerCpuHashMap::new();
+
+/// A tally of zeros: the value that the tally of a forked process starts from.
+#[btf_map]
+pub static NEW_TALLY: Array<Tally, 1> = Array::new();
+
+/// Keys of tables of live blocks that no process uses yet, for processes that traced ones make: user space keeps
+/// a few in it, the fork and exec tracepoints take them out. Empty: the child is traced once user space has seen
+/// it, and what it allocated before is counted as a late start.
+#[btf_map]
+pub static SPARE_TABLES: Queue<u32, 64> = Queue::new();
+
+/// Live blocks: one inner map per process, so that a noisy process cannot push out another's blocks. User space
+/// makes the inner maps (`--max-blocks` entries), programs fill them. Full: the allocation is counted as
+/// `blocks_full` and not recorded; nothing is ever evicted, because the oldest blocks are the leak.
+#[btf_map]
+pub static LIVE: HashOfMaps<u32, HashMap<u64, Block, 1048576, { BPF_F_NO_PREALLOC as usize }>, 1024> =
+    HashOfMaps::new();
+
+/// Totals by site. Programs insert and add; user space reads, and deletes those of processes that are gone.
+/// Full (`--max-sites`): the allocation is counted as `sites_full` and not recorded.
+#[btf_map]
+pub static SITES: HashMap<SiteKey, SiteTotals, 65536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Stack hashes whose frames were sent to user space. Programs insert, user space deletes those of processes
+/// that are gone. Full: the stack is still counted under its hash, its frames are unknown (`stacks_full`).
+#[btf_map]
+pub static STACK_IDS: HashMap<u64, u32, 262144, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// State of each thread that was seen: the call under way and the walker's scratch memory. Programs insert at
+/// the thread's first hit and delete at its exit. Full: the allocation is counted as `threads_full`.
+#[btf_map]
+pub static THREADS: HashMap<u32, Thread, 16384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// A [`Thread`] of zeros: the value that new entries start from (it does not fit on the program stack).
+#[btf_map]
+pub static NEW_THREAD: Array<Thread, 1> = Array::new();
+
+/// Process life and mappings. Full: `events_dropped`.
+#[btf_map]
+pub static EVENTS: RingBuf<event::Life, 1048576> = RingBuf::new();
+
+/// Frames of new stacks. Full: `stacks_deferred`, and sent again at the stack's next hit.
+#[btf_map]
+pub static STACKS: RingBuf<event::Stack, 4194304> = RingBuf::new();
+
+/// Single calls, for `--trace`. Full: `trace_dropped`.
+#[btf_map]
+pub static CALLS: RingBuf<event::Call, 4194304> = RingBuf::new();
+
+/// Unwind rows: user space writes them through a shared mapping, the walker reads. The number of slabs is the
+/// memory budget for unwind tables.
+#[btf_map]
+pub static SLABS: Array<[Row; SLAB_ROWS], 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+/// Unwind rules, shared by all files. Written by user space.
+#[btf_map]
+pub static RULES: Array<Rule, MAX_RULES, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+/// Where the rows of 64 KiB of text lie. Written by user space; 65,536 pages cover 4 GiB of text.
+#[btf_map]
+pub static PAGES: Array<Page, 65536, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+/// Executable mappings by process slot. Written by user space, two copies each; the exec tracepoint sets
+/// `loading`. As many as there can be targets.
+#[btf_map]
+pub static PROCESS_MAPS: Array<ProcessMappings, 256, { BPF_F_MMAPABLE as usize }> = Array::new();

@@ -1,0 +1,88 @@
+//! Register access at a probe: arguments, result, instruction and stack pointer of the user program.
+use aya_ebpf::{
+    bindings::pt_regs,
+    helpers::{
+        bpf_probe_read_kernel, bpf_probe_read_user,
+        generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
+    },
+};
+use core::ffi::c_void;
+use leaktrace_common::hook::Argument;
+
+/// The code segment selector of 64-bit user code (arch/x86/include/asm/segment.h, `__USER_CS`).
+const USER_CODE_SEGMENT_64: u64 = 0x33;
+
+/// The registers of the user program that leaktrace needs, copied out of the context: the verifier refuses a
+/// load from the context at an offset that is not a constant, and a choice between arguments would become one.
+#[derive(Clone, Copy)]
+pub struct Registers {
+    arguments: [u64; 8],
+    /// The fourth argument of a system call.
+    pub r10: u64,
+    /// What a function returned.
+    pub result: u64,
+    /// rip.
+    pub instruction: u64,
+    /// rsp.
+    pub stack_pointer: u64,
+    /// rbp.
+    pub rbp: u64,
+    /// rbx.
+    pub rbx: u64,
+    code_segment: u64,
+}
+
+impl Registers {
+    /// # Safety
+    /// `context` is the context pointer of a uprobe program, or points to a copy of registers.
+    #[inline(always)]
+    pub unsafe fn from_context(context: *const c_void) -> Registers {
+        let regs = context.cast::<pt_regs>();
+        macro_rules! load {
+            ($name:ident) => {
+                // SAFETY: the caller promises registers; volatile keeps each load at its constant offset.
+                unsafe { core::ptr::read_volatile(&raw const (*regs).$name) }
+            };
+        }
+        Registers {
+            arguments: [load!(rdi), load!(rsi), load!(rdx), load!(rcx), load!(r8), load!(r9), 0, 0],
+            r10: load!(r10),
+            result: load!(rax),
+            instruction: load!(rip),
+            stack_pointer: load!(rsp),
+            rbp: load!(rbp),
+            rbx: load!(rbx),
+            code_segment: load!(cs),
+        }
+    }
+
+    /// The user registers of the current task at its system call (Linux ≥ 5.15).
+    #[inline(always)]
+    pub fn at_system_call() -> Option<Registers> {
+        // SAFETY: helpers without preconditions in a tracing program.
+        let address = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const pt_regs;
+        // SAFETY: the helper checks the address.
+        let copy = unsafe { bpf_probe_read_kernel(address) }.ok()?;
+        // SAFETY: `copy` holds registers.
+        Some(unsafe { Registers::from_context((&raw const copy).cast()) })
+    }
+
+    /// The argument at `position` of the System V calling convention (system calls pass the fourth in r10).
+    #[inline(always)]
+    pub fn argument(&self, position: Argument) -> u64 {
+        self.arguments[(position & 7) as usize]
+    }
+
+    /// Whether the thread runs 64-bit code.
+    #[inline(always)]
+    pub fn is_64_bit(&self) -> bool {
+        self.code_segment & 0xffff == USER_CODE_SEGMENT_64
+    }
+}
+
+/// Reads a word of the current process's memory.
+#[inline(always)]
+pub fn read_user(address: u64) -> Option<u64> {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_user(address as *const u64) }.ok()
+}

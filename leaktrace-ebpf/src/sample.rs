@@ -1,0 +1,91 @@
+//! Sampling: the draw, and calls that the draw has passed over.
+//!
+//! A call inside another one must not be drawn for again, or its block would be recorded twice as often as its
+//! weight says. A call that is passed over costs no map write where the planner knows that it calls nothing that
+//! is probed (glibc's and jemalloc's malloc). Where it may ([`Hook::nests`](leaktrace_common::hook::Hook)), it
+//! leaves a mark, and no return probe takes the mark away: the one in many calls that is drawn looks whether the
+//! mark still means a call under way. A later mark replaces an earlier one, so that of a call that was passed
+//! over only the first of several calls inside it is recognised for sure; no known allocator makes two.
+use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
+use core::hint::black_box;
+use leaktrace_common::{
+    counter::Counter,
+    sample::{CERTAIN, TABLE_LENGTH, THRESHOLDS, table_index},
+};
+
+use crate::{
+    allocation::{Caller, Hit},
+    count::count,
+    registers::read_user,
+    site,
+    thread::{self, Passed, Thread},
+    walk::PAGE_MASK,
+};
+
+/// A mark older than this means nothing where the stack cannot be walked. A call that maps memory takes some µs.
+const RECENT_NS: u64 = 200_000;
+
+/// Draws for an allocation: the threshold to be stored with its block, or `None` when it is passed over.
+#[inline(always)]
+pub fn draw(taken_bytes: u64, interval_bytes: u64) -> Option<u32> {
+    let Some(index) = table_index(taken_bytes, interval_bytes) else { return Some(CERTAIN) };
+    let threshold = *THRESHOLDS.get(black_box(index) & (TABLE_LENGTH - 1))?;
+    // SAFETY: a helper without preconditions.
+    let random = unsafe { bpf_get_prandom_u32() };
+    (random < threshold).then_some(threshold)
+}
+
+/// Marks a call that was passed over and may call other probed functions.
+#[inline(always)]
+pub fn pass(caller: &Caller, slot: u64, cookie: u64, size_bytes: u64) {
+    let Some(thread) = thread::entry(caller.tid) else {
+        count(caller.tgid, Counter::ThreadsFull);
+        return;
+    };
+    let return_address = read_user(slot).unwrap_or(0);
+    let passed = Passed { slot, return_address, cookie, size_bytes, time_ns: site::now_ns() };
+    // SAFETY: the entry belongs to the current thread and stays while its program runs.
+    unsafe { (*thread).passed = passed };
+}
+
+/// Whether the call that was just drawn, whose return address is at `slot`, runs inside a call that was passed
+/// over.
+#[inline(always)]
+pub fn is_in_passed(hit: &mut Hit<'_>, slot: u64, cookie: u64, size_bytes: u64) -> bool {
+    let passed = hit.thread.passed;
+    if slot > passed.slot || !holds(&passed) {
+        return false;
+    }
+    if slot == passed.slot {
+        // Reached by a jump: it returns to the same place.
+        return cookie != passed.cookie && size_bytes == passed.size_bytes;
+    }
+    match hit.passes_call(slot, (passed.slot, passed.return_address)) {
+        Some(passes) => passes,
+        None => is_recent(&passed),
+    }
+}
+
+/// Whether the code at `stack_pointer` runs, as far as can be told without a walk, inside a call that was passed
+/// over.
+#[inline(always)]
+pub fn passed_lately(thread: &Thread, stack_pointer: u64) -> bool {
+    let passed = thread.passed;
+    passed.slot > stack_pointer && is_recent(&passed) && holds(&passed)
+}
+
+/// Whether the return address is still where it was, or gave way to a return probe of somebody else (even of a
+/// tracer of another process: probes at one place share their return): otherwise the call is over.
+#[inline(always)]
+fn holds(passed: &Passed) -> bool {
+    if passed.slot == 0 {
+        return false;
+    }
+    let Some(word) = read_user(passed.slot) else { return false };
+    word == passed.return_address || word > PAGE_MASK && word & PAGE_MASK == 0
+}
+
+#[inline(always)]
+fn is_recent(passed: &Passed) -> bool {
+    site::now_ns().wrapping_sub(passed.time_ns) < RECENT_NS
+}

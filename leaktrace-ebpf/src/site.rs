@@ -1,0 +1,122 @@
+//! Blocks and sites: recording an allocation, taking a block out, accounting for its end.
+use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
+use core::hint::black_box;
+use leaktrace_common::{
+    counter::Counter,
+    heap::{Block, LIFETIME_BUCKETS, SiteKey, SiteTotals, lifetime_bucket},
+    sample::{weight, weighted_bytes},
+    target::Target,
+};
+
+use crate::{
+    count::{add, count, increment},
+    maps::{LIVE, SITES},
+};
+
+/// bpf_map_update_elem: only if the key is absent.
+const NO_EXIST: u64 = 1;
+/// The error for a key that is present.
+const EEXIST: i32 = -17;
+
+/// Records a new block. What cannot be recorded is counted.
+#[inline(always)]
+pub fn record(tgid: u32, target: &Target, address: u64, block: &Block) -> bool {
+    let Some(totals) = totals(tgid, target, block.stack) else { return false };
+    // SAFETY: inner maps are replaced only when their process is gone.
+    let Some(live) = (unsafe { LIVE.get(&target.table) }) else {
+        count(tgid, Counter::BlocksFull);
+        return false;
+    };
+    match live.insert(address, block, NO_EXIST) {
+        Ok(()) => {}
+        Err(EEXIST) => {
+            // The allocator handed out an address that is still in the table: its free was missed.
+            if let Some(missed) = take(target, address) {
+                end(tgid, target, &missed, block.born_ns);
+                count(tgid, Counter::MissedFrees);
+            }
+            if live.insert(address, block, NO_EXIST).is_err() {
+                count(tgid, Counter::BlocksFull);
+                return false;
+            }
+        }
+        Err(_) => {
+            count(tgid, Counter::BlocksFull);
+            return false;
+        }
+    }
+    // SAFETY: `totals` points into a map value that stays until user space deletes a dead process's sites.
+    unsafe {
+        add(&raw mut (*totals).allocated_bytes, weighted_bytes(block.size_bytes, block.threshold));
+        add(&raw mut (*totals).allocated_count, weight(block.threshold));
+    }
+    true
+}
+
+/// Takes the block at `address` out of the process's table. A block of an earlier image of the process is
+/// dropped: its memory went with that image.
+#[inline(always)]
+pub fn take(target: &Target, address: u64) -> Option<Block> {
+    // SAFETY: as in `record`.
+    let live = unsafe { LIVE.get(&target.table) }?;
+    // SAFETY: the value is copied at once; a concurrent free of the same address would be the program's bug.
+    let block = *unsafe { live.get(address) }?;
+    live.remove(address).ok()?;
+    (block.generation == target.generation as u16).then_some(block)
+}
+
+/// Whether the process's table has a block at `address`.
+#[inline(always)]
+pub fn is_live(target: &Target, address: u64) -> bool {
+    // SAFETY: as in `record`.
+    let Some(live) = (unsafe { LIVE.get(&target.table) }) else { return false };
+    // SAFETY: only whether there is a value is looked at.
+    unsafe { live.get(address) }.is_some()
+}
+
+/// Puts a block back that [`take`] took.
+#[inline(always)]
+pub fn restore(tgid: u32, target: &Target, address: u64, block: &Block) {
+    // SAFETY: as in `record`.
+    let Some(live) = (unsafe { LIVE.get(&target.table) }) else { return };
+    if live.insert(address, block, NO_EXIST).is_err() {
+        end(tgid, target, block, now_ns());
+        count(tgid, Counter::BlocksFull);
+    }
+}
+
+/// Accounts for the end of a block at its site.
+#[inline(always)]
+pub fn end(tgid: u32, target: &Target, block: &Block, time_ns: u64) {
+    let Some(totals) = totals(tgid, target, block.stack) else { return };
+    let bucket = black_box(lifetime_bucket(time_ns.saturating_sub(block.born_ns))) & (LIFETIME_BUCKETS - 1);
+    // SAFETY: as in `record`; a bucket is below the length of the histogram.
+    unsafe {
+        add(&raw mut (*totals).freed_bytes, weighted_bytes(block.size_bytes, block.threshold));
+        add(&raw mut (*totals).freed_count, weight(block.threshold));
+        let lifetimes = (&raw mut (*totals).lifetimes).cast::<u32>();
+        increment(lifetimes.add(bucket));
+    }
+}
+
+/// ns of CLOCK_BOOTTIME.
+#[inline(always)]
+pub fn now_ns() -> u64 {
+    // SAFETY: a helper without preconditions.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
+
+#[inline(always)]
+fn totals(tgid: u32, target: &Target, stack: u64) -> Option<*mut SiteTotals> {
+    let key = SiteKey { tgid: target.owner, generation: target.generation, stack };
+    if let Some(totals) = SITES.get_ptr_mut(key) {
+        return Some(totals);
+    }
+    if let Err(error) = SITES.insert(key, SiteTotals::ZERO, NO_EXIST)
+        && error != EEXIST
+    {
+        count(tgid, Counter::SitesFull);
+        return None;
+    }
+    SITES.get_ptr_mut(key)
+}

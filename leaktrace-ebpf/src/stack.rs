@@ -1,0 +1,185 @@
+//! Taking a stack: start state, walk, and interning under a 64-bit hash so that frames are sent once.
+use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_ringbuf_output};
+use core::{ffi::c_void, hint::black_box};
+use leaktrace_common::{
+    counter::Counter,
+    event::{Kind, STACK_GUESSED, STACK_HEADER_BYTES},
+    heap::NO_STACK,
+    target::{self, Target},
+    unwind::{FRAME_EXACT, MAX_FRAMES, Stop, hash_step},
+};
+
+use crate::{
+    count::{count, count_at, count_by},
+    maps::{STACK_IDS, STACKS},
+    registers::Registers,
+    reuse,
+    thread::Thread,
+    walk,
+};
+
+/// Where a walk starts.
+#[derive(Clone, Copy)]
+pub struct Start {
+    /// A return address, or with `exact` the current instruction.
+    pub ip: u64,
+    /// The stack pointer in that frame.
+    pub sp: u64,
+    /// Whether `ip` is an instruction.
+    pub exact: bool,
+}
+
+/// The id of the stack in `start`'s frame and outwards. The one function that takes stacks.
+#[inline(always)]
+pub fn take(
+    tid: u32,
+    tgid: u32,
+    target: &Target,
+    thread: &mut Thread,
+    regs: &Registers,
+    start: Start,
+) -> u64 {
+    if target.stack_depth == 0 {
+        return NO_STACK;
+    }
+    let mut hash = walk_once(tid, target, thread, regs, start, walk::flags::MAY_REUSE);
+    if thread.walk.flags & walk::flags::REUSED != 0 {
+        count(tgid, Counter::StacksReused);
+        if target.flags & target::flags::VERIFY_REUSE != 0 {
+            let frames = thread.walk.count;
+            let full = walk_once(tid, target, thread, regs, start, 0);
+            if full != hash || thread.walk.count != frames {
+                count(tgid, Counter::ReuseMismatches);
+            }
+            hash = full;
+        }
+    }
+    count(tgid, Counter::Stacks);
+    count_by(tgid, Counter::Frames, thread.walk.count as u64);
+    count_stop(tgid, thread.walk.stop);
+    let hash = hash_step(hash, (target.owner as u64) << 32 | target.generation as u64);
+    let hash = if hash <= NO_STACK { NO_STACK + 1 } else { hash };
+    intern(tid, tgid, target, thread, hash);
+    hash
+}
+
+/// Walks, and keeps what was found; returns the hash of the frames.
+#[inline(always)]
+fn walk_once(
+    tid: u32,
+    target: &Target,
+    thread: &mut Thread,
+    regs: &Registers,
+    start: Start,
+    flags: u32,
+) -> u64 {
+    prepare(target, thread, regs, start);
+    thread.walk.limit = target.stack_depth;
+    if thread.walk.flags & walk::flags::FRAME_POINTERS == 0 {
+        thread.walk.flags |= flags;
+    }
+    let mark = if start.exact { FRAME_EXACT } else { 0 };
+    if walk::push(thread, start.ip, mark).is_ok() {
+        walk::run(thread);
+    }
+    reuse::keep_stack(thread)
+}
+
+/// Whether a call whose return address is `watch.1`, at address `watch.0`, is under way: whether the walk from
+/// `start` passes that word. `None` where the walk cannot tell.
+#[inline(always)]
+pub fn passes_call(
+    tid: u32,
+    target: &Target,
+    thread: &mut Thread,
+    regs: &Registers,
+    start: Start,
+    watch: (u64, u64),
+) -> Option<bool> {
+    if target.slot == target::NO_SLOT || target.flags & target::flags::FRAME_POINTERS != 0 {
+        return None;
+    }
+    prepare(target, thread, regs, start);
+    (thread.walk.watch_slot, thread.walk.watch_return) = watch;
+    thread.walk.limit = MAX_FRAMES as u32;
+    thread.walk.flags |= walk::flags::PROBE_WATCH;
+    walk::run(thread);
+    let met = thread.walk.flags & walk::flags::MET_WATCH != 0;
+    if met {
+        return Some(true);
+    }
+    (thread.walk.stop == Stop::Complete as u32).then_some(false)
+}
+
+#[inline(always)]
+fn prepare(target: &Target, thread: &mut Thread, regs: &Registers, start: Start) {
+    reuse::prepare(thread);
+    let walk = &mut thread.walk;
+    walk.ip = start.ip;
+    walk.sp = start.sp;
+    walk.rbp = regs.rbp;
+    walk.rbp_at = 0;
+    walk.rbx = regs.rbx;
+    walk.rbx_at = 0;
+    walk.watch_slot = thread.call.slot;
+    walk.watch_return = thread.call.return_address;
+    walk.process = target.slot;
+    walk.hint = 0;
+    walk.count = 0;
+    walk.stop = Stop::Walking as u32;
+    walk.flags = 0;
+    if start.exact {
+        walk.flags |= walk::flags::EXACT;
+    }
+    if target.flags & target::flags::FRAME_POINTERS != 0 {
+        walk.flags |= walk::flags::FRAME_POINTERS;
+    }
+}
+
+/// Sends the frames the first time a hash is seen.
+#[inline(always)]
+fn intern(tid: u32, tgid: u32, target: &Target, thread: &mut Thread, hash: u64) {
+    if STACK_IDS.get_ptr(hash).is_some() {
+        return;
+    }
+    const NO_EXIST: u64 = 1;
+    if let Err(error) = STACK_IDS.insert(hash, 1, NO_EXIST) {
+        const EEXIST: i32 = -17;
+        if error != EEXIST {
+            count(tgid, Counter::StacksFull);
+        }
+        return;
+    }
+    if thread.walk.flags & walk::flags::REUSED != 0 {
+        reuse::lay_out_stack(thread);
+    }
+    let stack = &mut thread.stack;
+    stack.header.kind = Kind::Stack as u32;
+    stack.header.tgid = target.owner;
+    stack.header.tid = tid;
+    stack.header.generation = target.generation;
+    // SAFETY: a helper without preconditions.
+    stack.header.time_ns = unsafe { bpf_ktime_get_boot_ns() };
+    stack.hash = hash;
+    stack.count = thread.walk.count;
+    stack.stop = thread.walk.stop;
+    if thread.walk.flags & walk::flags::GUESSED != 0 {
+        stack.stop |= STACK_GUESSED;
+    }
+    let frames = (black_box(thread.walk.count) as usize) & MAX_FRAMES;
+    let bytes = (STACK_HEADER_BYTES + 8 * frames) as u64;
+    let ring = (&raw const STACKS).cast_mut().cast::<c_void>();
+    let record = (&raw mut *stack).cast::<c_void>();
+    // SAFETY: `bytes` is at most the size of the record.
+    if unsafe { bpf_ringbuf_output(ring, record, bytes, 0) } != 0 {
+        let _ = STACK_IDS.remove(hash);
+        count(tgid, Counter::StacksDeferred);
+    }
+}
+
+#[inline(always)]
+fn count_stop(tgid: u32, stop: u32) {
+    if let Some(index) = Counter::index_of_stop(stop) {
+        count_at(tgid, index, 1);
+    }
+}

@@ -1,0 +1,106 @@
+//! What is kept for each thread: the allocation call under way and the walker's scratch memory.
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use leaktrace_common::{event, heap::Block, unwind::MAX_FRAMES};
+
+use crate::{
+    maps::{NEW_THREAD, THREADS},
+    reuse::{Noted, Previous},
+    walk::Walk,
+};
+
+/// Value of the THREADS map.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Thread {
+    /// The outermost allocation call that has not returned.
+    pub call: Call,
+    /// The last call that sampling passed over although it may call other probed functions.
+    pub passed: Passed,
+    /// The last address that was freed, and where its call's return address was: a free function that reaches
+    /// another one fires twice.
+    pub freed_address: u64,
+    /// See `freed_address`.
+    pub freed_slot: u64,
+    /// The walker's registers.
+    pub walk: Walk,
+    /// The stack being taken, ready to be sent.
+    pub stack: event::Stack,
+    /// What the walk under way notes of its frames.
+    pub noted: [Noted; MAX_FRAMES + 1],
+    /// The stack that was taken last.
+    pub previous: Previous,
+}
+
+/// What a thread costs in the kernel.
+const _: () = assert!(size_of::<Thread>() <= 12 << 10);
+
+/// An allocation call under way.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Call {
+    /// Address of the word that holds its return address; 0 when no call is under way.
+    pub slot: u64,
+    /// The return address, from before a return probe replaced it.
+    pub return_address: u64,
+    /// The hook's cookie.
+    pub cookie: u64,
+    /// Bytes asked for.
+    pub size_bytes: u64,
+    /// What the new block's record says: bytes asked for, or taken if it was sampled.
+    pub recorded_bytes: u64,
+    /// What the new block's record says: its sampling threshold.
+    pub threshold: u32,
+    /// 0 when sampling passed the call over: only what it ends is of interest, and what it calls is its own.
+    pub is_recorded: u32,
+    /// Reallocation: the old block's address. Out-parameter: where the new address is stored.
+    pub pointer: u64,
+    /// The stack, where it was taken at entry; else 0.
+    pub stack: u64,
+    /// Reallocation: the old block, taken out of the LIVE map; its size is [`NO_OLD_BLOCK`] if it was unknown.
+    pub old: Block,
+}
+
+/// A call that was not sampled: what it calls is not to be drawn for again. Nothing ends it; `sample` tells
+/// whether it is still under way.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Passed {
+    /// Address of the word that holds its return address; 0 when there was none.
+    pub slot: u64,
+    /// That word.
+    pub return_address: u64,
+    /// The hook's cookie.
+    pub cookie: u64,
+    /// Bytes asked for.
+    pub size_bytes: u64,
+    /// When it began, in ns of CLOCK_BOOTTIME.
+    pub time_ns: u64,
+}
+
+/// The size that marks `Call::old` as absent.
+pub const NO_OLD_BLOCK: u64 = u64::MAX;
+
+/// The current thread's id and process id in the initial pid namespace.
+#[inline(always)]
+pub fn current() -> (u32, u32) {
+    let both = bpf_get_current_pid_tgid();
+    (both as u32, (both >> 32) as u32)
+}
+
+/// The entry of thread `tid`, if it has one.
+#[inline(always)]
+pub fn existing(tid: u32) -> Option<*mut Thread> {
+    THREADS.get_ptr_mut(tid)
+}
+
+/// The entry of thread `tid`, made if need be; `None` when the map is full.
+#[inline(always)]
+pub fn entry(tid: u32) -> Option<*mut Thread> {
+    if let Some(thread) = THREADS.get_ptr_mut(tid) {
+        return Some(thread);
+    }
+    let zeros = NEW_THREAD.get(0)?;
+    // The entry may have been made between the two look-ups by nobody else: a thread runs one program at a time.
+    THREADS.insert(tid, zeros, 0).ok()?;
+    THREADS.get_ptr_mut(tid)
+}

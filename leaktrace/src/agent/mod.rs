@@ -1,0 +1,16 @@
+//! The part that acts over time: it adds and drops targets as processes come and go, publishes their unwind
+//! tables, drains the kernel and makes snapshots. What is shown of a snapshot is left to `render` and `export`.
+
+pub mod attachment;
+pub mod clock;
+pub mod diagnose;
+pub mod examine;
+pub mod functions;
+pub mod launch;
+pub mod options;
+pub mod ptrace;
+pub mod session;
+pub mod tables;
+pub mod target;
+pub mod tracer;
+pub mod view;

@@ -1,0 +1,794 @@
+//! The tracer: targets come and go, the kernel is drained, snapshots are made. It owns the kernel object and
+//! everything that is kept of targets; the loop that calls it is `session`'s.
+use std::{
+    collections::{BTreeMap, HashMap},
+    ffi::CString,
+    os::{fd::AsRawFd as _, unix::ffi::OsStrExt as _},
+};
+
+use anyhow::{Context as _, Result, bail};
+use aya::maps::{MapData, RingBuf};
+use leaktrace_common::{
+    counter::Counter,
+    event::{Call, Change, Life, MappingChange},
+    heap::{SiteKey, SiteTotals},
+    target::{NO_SLOT, Target, flags},
+    unwind::{FRAME_ADDRESS, FRAME_EXACT, FRAME_GUESSED},
+};
+
+use super::{
+    attachment::{self, Attachment},
+    clock,
+    functions::Functions,
+    options::{TraceOptions, UnwindMode},
+    tables::Tables,
+    target::Tracked,
+    view,
+};
+use crate::{
+    attach::{
+        host::Host,
+        links::{LinkKind, Programs},
+        object::KernelObject,
+        plan::EmulatedClasses,
+        preflight, selftest,
+        tracefs::Tracefs,
+        tracepoints::Tracepoints,
+    },
+    discover::{
+        Discovery, maps as process_maps, process,
+        process::{Process, Seccomp},
+    },
+    drain::{
+        decode::{self, Event, StackRecord},
+        maps::{Maps, Tally},
+    },
+    model::{
+        history::History,
+        mappings::Mappings,
+        sites::{Corrections, Selection},
+        snapshot::{CallView, Exited, Mode, Snapshot, TargetView, WallNs},
+        stacks::{ImageKey, Stacks},
+    },
+    symbolize::{self, AddressSpace, MapLine, Modules, Symbolizer},
+};
+
+/// linux/sched.h: the child shares its parent's memory.
+const CLONE_VM: u64 = 0x0000_0100;
+/// Stacks kept of images that are not known yet.
+const MAX_EARLY_STACKS: usize = 10_000;
+/// Ended processes whose views are kept until the next snapshot; of more, those that hold the least are summed.
+const MAX_FINISHED: usize = 1000;
+
+/// The tracer.
+pub struct Tracer {
+    options: TraceOptions,
+    programs: Programs,
+    maps: Maps,
+    tables: Tables,
+    discovery: Discovery,
+    modules: Modules,
+    symbolizer: Symbolizer,
+    stacks: Stacks,
+    functions: Functions,
+    targets: BTreeMap<u32, Tracked>,
+    /// Children that run in their parent's memory, and the parent.
+    vforked: HashMap<u32, u32>,
+    early_stacks: Vec<StackRecord>,
+    finished: Vec<TargetView>,
+    finished_unlisted: u64,
+    tally_of_gone: Tally,
+    calls: Vec<CallView>,
+    notes: Vec<String>,
+    since: WallNs,
+    host: String,
+    /// Why processes under a seccomp filter are not traced, where that would kill them.
+    refuse_filtered: Option<String>,
+    events: RingBuf<MapData>,
+    stack_records: RingBuf<MapData>,
+    call_records: RingBuf<MapData>,
+    selection: Selection,
+    _tracepoints: Vec<Tracepoints>,
+    kernel: KernelObject,
+}
+
+impl Tracer {
+    /// Loads the kernel object and attaches what does not depend on a target.
+    ///
+    /// # Errors
+    /// With what is missing: permission, BTF, tracefs, the kernel object.
+    pub fn new(options: TraceOptions, selection: Selection) -> Result<Tracer> {
+        let host = Host::read();
+        preflight::demand(&host)?;
+        let mut kernel = KernelObject::load(&options.sizes, options.debug)?;
+        let tracefs = Tracefs::find()?;
+        let link = options.link.unwrap_or_else(LinkKind::best);
+        let programs = Programs::load(&kernel, link)?;
+        let kills_filtered = preflight::may_kill_filtered(host.version())
+            && selftest::return_probe_kills_filtered(link).unwrap_or(true);
+        let maps = Maps::of(&kernel, options.max_blocks)?;
+        let tables = Tables::new(&kernel, options.unwind)?;
+        let mut notes = Vec::new();
+        let mut tracepoints = vec![Tracepoints::life(&kernel, &tracefs)?];
+        match Tracepoints::mappings(&kernel, &tracefs) {
+            Ok(attached) => tracepoints.push(attached),
+            Err(error) => notes.push(format!("mappings are not traced: {error:#}")),
+        }
+        let mut ring = |name: &str| -> Result<RingBuf<MapData>> {
+            let map = kernel.ebpf_mut().take_map(name).with_context(|| format!("no kernel map {name}"))?;
+            RingBuf::try_from(map).with_context(|| format!("kernel map {name}"))
+        };
+        let (events, stack_records, call_records) = (ring("EVENTS")?, ring("STACKS")?, ring("CALLS")?);
+        tracing::debug!(link = link.name(), tracefs = tracefs.describe(), "kernel side is ready");
+        let mut limits = symbolize::Limits::default();
+        limits.debug_dirs.splice(0..0, options.debug_dirs.iter().cloned());
+        Ok(Tracer {
+            discovery: Discovery::new(options.discover.clone()),
+            symbolizer: Symbolizer::new(limits),
+            options,
+            programs,
+            maps,
+            tables,
+            modules: Modules::default(),
+            stacks: Stacks::default(),
+            functions: Functions::default(),
+            targets: BTreeMap::new(),
+            vforked: HashMap::new(),
+            early_stacks: Vec::new(),
+            finished: Vec::new(),
+            finished_unlisted: 0,
+            tally_of_gone: Tally::ZERO,
+            calls: Vec::new(),
+            notes,
+            since: clock::wall_ns(),
+            host: host_name(),
+            refuse_filtered: kills_filtered.then(|| preflight::kills_filtered(&host.release)),
+            events,
+            stack_records,
+            call_records,
+            selection,
+            _tracepoints: tracepoints,
+            kernel,
+        })
+    }
+
+    /// The link type in use.
+    pub fn link(&self) -> LinkKind {
+        self.programs.kind()
+    }
+
+    /// Descriptors that become readable when there is something to drain.
+    pub fn ring_fds(&self) -> [i32; 3] {
+        [self.events.as_raw_fd(), self.stack_records.as_raw_fd(), self.call_records.as_raw_fd()]
+    }
+
+    /// The kernel object, for logs.
+    pub fn kernel_mut(&mut self) -> &mut KernelObject {
+        &mut self.kernel
+    }
+
+    /// Whether the process is traced and lives.
+    pub fn is_traced(&self, pid: u32) -> bool {
+        self.targets.contains_key(&pid)
+    }
+
+    /// How many targets live.
+    pub fn target_count(&self) -> usize {
+        self.targets.len()
+    }
+
+    /// How many blocks are live in a traced process and how it was attached: for messages.
+    pub fn describe(&self, pid: u32) -> Option<String> {
+        let target = self.targets.get(&pid)?;
+        let allocators: Vec<String> = target
+            .attached
+            .values()
+            .flat_map(|attached| &attached.allocators)
+            .map(|view| format!("{} ({} functions)", view.name, view.probed))
+            .collect();
+        let list = if allocators.is_empty() { "no allocator yet".to_owned() } else { allocators.join(", ") };
+        Some(format!("{} {}: {list}", pid, target.process.comm))
+    }
+
+    /// Starts tracing a process. `fresh` says that it has not run yet, so that no heap is older than tracing.
+    ///
+    /// # Errors
+    /// When the process cannot be traced: gone, kernel thread, other architecture, no permission, too many.
+    pub fn add(&mut self, pid: u32, parent: Option<u32>, fresh: bool) -> Result<()> {
+        if self.targets.contains_key(&pid) {
+            return Ok(());
+        }
+        let process = process::inspect(pid)?;
+        if let Some(reason) = self.refusal(&process) {
+            bail!("{reason}");
+        }
+        let table = self.maps.prepare(pid)?;
+        let image = ImageKey { tgid: pid, generation: 0 };
+        let mut tracked = self.track(process, image, table, parent);
+        tracked.heap_before_bytes = if fresh { Some(0) } else { process::heap_bytes(pid) };
+        self.look(&mut tracked);
+        let settings = self.settings(&tracked);
+        let result = self.maps.set_target(pid, &settings);
+        if let Err(error) = result {
+            self.tables.close(tracked.tables);
+            self.maps.forget(pid);
+            return Err(error);
+        }
+        self.probe(&mut tracked);
+        // What was mapped between the first look and the probes is seen by a second one.
+        self.look(&mut tracked);
+        self.targets.insert(pid, tracked);
+        self.keep_spares();
+        Ok(())
+    }
+
+    /// Takes over a process that the kernel made a target when a traced process made it.
+    fn adopt(&mut self, pid: u32, parent: u32, settings: Target) {
+        self.maps.adopt(pid, settings.table);
+        self.keep_spares();
+        let facts = process::inspect(pid).ok();
+        let Some(origin) = self.targets.get(&parent) else { return };
+        let heap_before_bytes = origin.heap_before_bytes;
+        // A child that is gone already is known by what its parent was.
+        let process = facts.unwrap_or_else(|| {
+            let mut process = origin.process.clone();
+            process.identity.pid = pid;
+            process
+        });
+        let image = ImageKey { tgid: pid, generation: settings.generation };
+        let mut tracked = self.track(process, image, settings.table, Some(parent));
+        tracked.heap_before_bytes = heap_before_bytes;
+        self.look(&mut tracked);
+        self.probe(&mut tracked);
+        self.own_slot(&tracked);
+        self.targets.insert(pid, tracked);
+    }
+
+    /// A process that nothing held has run for a moment without probes: says for how long.
+    fn note_late_start(&mut self, pid: u32, life: &Life) {
+        if self.options.holds_children {
+            return;
+        }
+        let unseen_ns = clock::boot_ns().saturating_sub(life.header.time_ns);
+        if let Some(target) = self.targets.get_mut(&pid) {
+            target.notes.push(format!(
+                "what it allocated in its first {:.1} ms was not seen: it was made while its parent was traced \
+                 (`leaktrace run` holds new processes until they are traced)",
+                unseen_ns as f64 / 1e6
+            ));
+        }
+    }
+
+    /// Lets the kernel walk the process's stacks by its own mappings from now on.
+    fn own_slot(&self, tracked: &Tracked) {
+        let Some(mut settings) = self.maps.target(tracked.pid()) else { return };
+        settings.slot = tracked.tables.slot().unwrap_or(NO_SLOT);
+        settings.flags &= !flags::SHARED_SLOT;
+        if let Err(error) = self.maps.set_target(tracked.pid(), &settings) {
+            tracing::warn!(pid = tracked.pid(), error = format!("{error:#}"), "changing a target");
+        }
+    }
+
+    fn keep_spares(&mut self) {
+        if self.options.follow
+            && let Err(error) = self.maps.keep_spares(self.options.spare_tables())
+        {
+            tracing::debug!(error = format!("{error:#}"), "no table can be kept for children");
+        }
+    }
+
+    /// Why the process must not be probed.
+    fn refusal(&self, process: &Process) -> Option<&str> {
+        self.refuse_filtered.as_deref().filter(|_| process.seccomp != Seccomp::Disabled)
+    }
+
+    fn track(&mut self, process: Process, image: ImageKey, table: u32, parent: Option<u32>) -> Tracked {
+        let range = self.options.min_size_bytes..=self.options.max_size_bytes;
+        Tracked {
+            table,
+            image,
+            since_boot_ns: clock::boot_ns(),
+            since: clock::wall_ns(),
+            parent,
+            attached: HashMap::new(),
+            tables: self.tables.open(),
+            space: AddressSpace::default(),
+            mappings: Mappings::new(None).listing(range),
+            corrections: Corrections::default(),
+            history: History::default(),
+            sample_interval_bytes: self.options.sample_interval_bytes,
+            heap_before_bytes: None,
+            tally_before: Tally::ZERO,
+            notes: Vec::new(),
+            exited: None,
+            is_stale: false,
+            process,
+        }
+    }
+
+    fn settings(&self, tracked: &Tracked) -> Target {
+        let options = &self.options;
+        let mut bits = flags::ALLOCATIONS | flags::MAPPINGS;
+        if options.follow {
+            bits |= flags::FOLLOW;
+        }
+        if options.trace_calls {
+            bits |= flags::TRACE_CALLS;
+        }
+        if options.unwind == UnwindMode::FramePointers {
+            bits |= flags::FRAME_POINTERS;
+        }
+        if options.verify_unwind {
+            bits |= flags::VERIFY_REUSE;
+        }
+        Target {
+            owner: tracked.image.tgid,
+            generation: tracked.image.generation,
+            flags: bits,
+            slot: tracked.tables.slot().unwrap_or(NO_SLOT),
+            min_size_bytes: options.min_size_bytes,
+            max_size_bytes: options.max_size_bytes,
+            sample_interval_bytes: tracked.sample_interval_bytes,
+            stack_depth: options.stack_depth,
+            table: tracked.table,
+        }
+    }
+
+    /// Reads the process's mappings: unwind tables and what its addresses mean.
+    fn look(&mut self, tracked: &mut Tracked) {
+        let pid = tracked.pid();
+        let Ok(entries) = process_maps::read(pid) else { return };
+        self.tables.update(pid, &mut tracked.tables, &entries);
+        let lines = entries.iter().map(|entry| MapLine {
+            start: entry.start,
+            end: entry.end,
+            executable: entry.executable,
+            offset: entry.offset,
+            device: (entry.device.major, entry.device.minor),
+            inode: entry.inode,
+            path: entry.path_lossy(),
+        });
+        tracked.space = AddressSpace::capture(pid, lines, Some(&tracked.space), &mut self.modules);
+        self.stacks.forget_addresses(tracked.image);
+        tracked.is_stale = false;
+    }
+
+    /// Attaches to allocators that are not probed yet, and detaches from files that are not mapped any more.
+    fn probe(&mut self, tracked: &mut Tracked) {
+        let pid = tracked.pid();
+        if self.refuse_filtered.is_some() && self.refuse_newly_filtered(tracked) {
+            return;
+        }
+        let found = match self.discovery.find(pid) {
+            Ok(found) => found,
+            Err(process::ProcessError::Gone(_)) => return,
+            Err(error) => {
+                tracked.notes.push(error.to_string());
+                return;
+            }
+        };
+        let options = &self.options;
+        let emulated = if options.probe_offset_zero { EmulatedClasses::NONE } else { options.emulated };
+        let plan = attachment::plan(&found, &mut self.functions, emulated);
+        tracked.attached.retain(|identity, _| plan.iter().any(|part| part.file.identity() == *identity));
+        for part in plan {
+            let identity = part.file.identity();
+            if tracked.attached.contains_key(&identity) {
+                continue;
+            }
+            let attached = self.attach(pid, part);
+            for (function, reason) in attached.allocators.iter().flat_map(|view| &view.failed) {
+                tracing::warn!(pid, function, reason, "a function is not probed");
+            }
+            tracked.attached.insert(identity, attached);
+        }
+        for (path, reason) in &found.unreadable {
+            let note = format!("{path} cannot be looked into: {reason}");
+            if !tracked.notes.contains(&note) {
+                tracked.notes.push(note);
+            }
+        }
+    }
+
+    /// Takes the probes out of a process that has come under a seccomp filter since it was added.
+    fn refuse_newly_filtered(&self, tracked: &mut Tracked) -> bool {
+        let Ok(process) = process::inspect(tracked.pid()) else { return false };
+        let Some(reason) = self.refusal(&process) else { return false };
+        tracked.attached.clear();
+        let note = reason.to_owned();
+        if !tracked.notes.contains(&note) {
+            tracked.notes.push(note);
+        }
+        true
+    }
+
+    fn attach(&self, pid: u32, part: Attachment) -> super::target::Attached {
+        let path = part.file.attach_path();
+        let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
+            return super::target::Attached::default();
+        };
+        let (links, failures) = self.programs.attach(&path, pid, &part.probes);
+        let code = part.code.clone();
+        super::target::Attached { links, allocators: part.views(&failures), code }
+    }
+
+    /// Takes in everything that the kernel has sent. Call it whenever a ring is readable.
+    pub fn drain(&mut self) {
+        while let Some(record) = next(&mut self.events) {
+            match record {
+                Event::Fork(life) => self.forked(&life),
+                Event::Exec(life) => self.execed(&life),
+                Event::Exit(life) => self.ended(&life),
+                Event::Mapping(change) => self.mapping_changed(&change),
+                Event::Call(_) | Event::Stack(_) => {}
+            }
+        }
+        self.drain_stacks();
+        while let Some(Event::Call(call)) = next(&mut self.call_records) {
+            let view = self.call_view(&call);
+            self.calls.push(view);
+        }
+        self.look_again();
+    }
+
+    fn drain_stacks(&mut self) {
+        while let Some(Event::Stack(record)) = next(&mut self.stack_records) {
+            self.stack_seen(&record);
+        }
+    }
+
+    /// Looks again at processes that have mapped or unmapped code.
+    fn look_again(&mut self) {
+        let stale: Vec<u32> =
+            self.targets.iter().filter(|(_, target)| target.is_stale).map(|(pid, _)| *pid).collect();
+        for pid in stale {
+            self.refresh(pid);
+        }
+    }
+
+    /// Looks again at what a process maps, and probes what is new.
+    pub fn refresh(&mut self, pid: u32) {
+        let Some(mut tracked) = self.targets.remove(&pid) else { return };
+        self.look(&mut tracked);
+        self.probe(&mut tracked);
+        self.targets.insert(pid, tracked);
+    }
+
+    fn forked(&mut self, life: &Life) {
+        let (parent, child) = (life.header.tgid, life.child);
+        if life.clone_flags & CLONE_VM != 0 {
+            // A vfork child runs in its parent's memory until it execs.
+            self.vforked.insert(child, parent);
+            return;
+        }
+        if let Some(settings) = self.maps.target(child).filter(|settings| settings.owner == child) {
+            self.adopt(child, parent, settings);
+            self.note_late_start(child, life);
+        } else if let Err(error) = self.add(child, Some(parent), false) {
+            tracing::debug!(pid = child, error = format!("{error:#}"), "a child is not traced");
+        }
+    }
+
+    fn execed(&mut self, life: &Life) {
+        let pid = life.header.tgid;
+        if let Some(parent) = self.vforked.remove(&pid) {
+            self.execed_after_vfork(pid, parent, life);
+            return;
+        }
+        self.drain_stacks();
+        let Some(mut old) = self.targets.remove(&pid) else { return };
+        let generation = life.header.generation;
+        if old.image.generation == generation {
+            self.targets.insert(pid, old);
+            return;
+        }
+        let mut view = self.view_of(&mut old);
+        view.execed = true;
+        self.finish(view);
+        self.forget_image(&old);
+        let Ok(process) = process::inspect(pid) else {
+            self.drop_target(old);
+            return;
+        };
+        let mut new = self.track(process, ImageKey { tgid: pid, generation }, old.table, old.parent);
+        // The slot and the links stay: the kernel keeps them over an exec.
+        self.tables.close(std::mem::replace(&mut new.tables, std::mem::take(&mut old.tables)));
+        new.attached = std::mem::take(&mut old.attached);
+        new.heap_before_bytes = Some(0);
+        new.tally_before = self.maps.tally(pid);
+        self.look(&mut new);
+        self.probe(&mut new);
+        self.own_slot(&new);
+        self.targets.insert(pid, new);
+        self.take_early_stacks(pid);
+    }
+
+    /// A vfork child has left its parent's memory: it is a process of its own from here on.
+    fn execed_after_vfork(&mut self, pid: u32, parent: u32, life: &Life) {
+        match self.maps.target(pid).filter(|settings| settings.owner == pid) {
+            Some(settings) => {
+                self.adopt(pid, parent, settings);
+                self.note_late_start(pid, life);
+                if let Some(target) = self.targets.get_mut(&pid) {
+                    target.heap_before_bytes = Some(0);
+                }
+                self.take_early_stacks(pid);
+            }
+            None => {
+                if let Err(error) = self.add(pid, Some(parent), true) {
+                    tracing::debug!(pid, error = format!("{error:#}"), "a child is not traced");
+                }
+            }
+        }
+    }
+
+    /// Stacks of a new image that arrived before the news of its exec.
+    fn take_early_stacks(&mut self, pid: u32) {
+        let (early, later) = std::mem::take(&mut self.early_stacks)
+            .into_iter()
+            .partition::<Vec<_>, _>(|record| record.header.tgid == pid);
+        self.early_stacks = later;
+        for record in early {
+            self.stack_seen(&record);
+        }
+    }
+
+    fn ended(&mut self, life: &Life) {
+        let pid = life.header.tgid;
+        self.vforked.remove(&pid);
+        self.drain_stacks();
+        let Some(mut target) = self.targets.remove(&pid) else { return };
+        let knows = self.kernel.knows_exit_status();
+        target.exited = Some(if knows { exited(life.status) } else { Exited { code: None, signal: None } });
+        let view = self.view_of(&mut target);
+        self.finish(view);
+        self.forget_image(&target);
+        self.drop_target(target);
+    }
+
+    /// Takes the wait status of a process that leaktrace itself waited for.
+    pub fn note_exit(&mut self, pid: u32, status: u32) {
+        self.drain();
+        if let Some(target) = self.targets.get(&pid) {
+            let header = leaktrace_common::event::Header {
+                kind: 0,
+                tgid: pid,
+                tid: pid,
+                generation: target.image.generation,
+                time_ns: clock::boot_ns(),
+            };
+            self.ended(&Life { header, child: 0, status, clone_flags: 0 });
+        }
+    }
+
+    fn finish(&mut self, view: TargetView) {
+        self.finished.push(view);
+        if self.finished.len() > 2 * MAX_FINISHED {
+            self.finished.sort_by_key(|view| std::cmp::Reverse(view.totals.outstanding_bytes));
+            self.finished_unlisted += (self.finished.len() - MAX_FINISHED) as u64;
+            self.finished.truncate(MAX_FINISHED);
+        }
+    }
+
+    fn forget_image(&mut self, target: &Tracked) {
+        let mut keys = Vec::new();
+        let image = target.image;
+        let _ = self.maps.for_each_site(|key, _| {
+            if ImageKey::from(key) == image {
+                keys.push(key);
+            }
+        });
+        self.maps.delete_sites(&keys);
+        self.stacks.forget(image);
+    }
+
+    fn drop_target(&mut self, target: Tracked) {
+        let pid = target.pid();
+        self.tally_of_gone.merge(&self.maps.tally(pid));
+        self.maps.forget(pid);
+        self.symbolizer.forget_process(pid);
+        self.tables.close(target.tables);
+    }
+
+    fn mapping_changed(&mut self, change: &MappingChange) {
+        if change.stack != 0 && self.options.sample_interval_bytes > 0 {
+            // Its stack was sent before it.
+            self.drain_stacks();
+        }
+        let Some(target) = self.targets.get_mut(&change.header.tgid) else { return };
+        if target.image.generation != change.header.generation {
+            return;
+        }
+        let maps_code =
+            change.change == Change::Map as u32 && change.protection & libc::PROT_EXEC.cast_unsigned() != 0;
+        target.is_stale |= maps_code;
+        let mut change = *change;
+        if change.stack != 0 && target.sample_interval_bytes > 0 {
+            // The kernel knows only of allocation calls that are sampled; the stack tells of the others.
+            let frames = self.stacks.frames(target.image, change.stack);
+            change.in_allocator |= u32::from(target.is_in_allocator(&frames));
+        }
+        target.mappings.apply(&change);
+    }
+
+    fn stack_seen(&mut self, record: &StackRecord) {
+        let pid = record.header.tgid;
+        let image = ImageKey { tgid: pid, generation: record.header.generation };
+        let is_early = self.targets.get(&pid).is_none_or(|target| target.image.generation < image.generation);
+        if is_early {
+            if self.early_stacks.len() < MAX_EARLY_STACKS {
+                self.early_stacks.push(record.clone());
+            }
+            return;
+        }
+        let unknown = self.targets.get(&pid).is_some_and(|target| {
+            target.image == image
+                && record.frames.iter().any(|frame| !target.space.contains(frame & FRAME_ADDRESS))
+        });
+        if unknown && let Some(mut target) = self.targets.remove(&pid) {
+            self.look(&mut target);
+            self.targets.insert(pid, target);
+        }
+        let Some(target) = self.targets.get(&pid) else { return };
+        let (symbolizer, space) = (&mut self.symbolizer, &target.space);
+        self.stacks.insert(image, record.hash, &record.frames, record.stop.name(), |frame| {
+            let mut frames = symbolizer.frames(space, frame & FRAME_ADDRESS, frame & FRAME_EXACT != 0);
+            for named in &mut frames {
+                named.guessed = frame & FRAME_GUESSED != 0;
+            }
+            frames
+        });
+    }
+
+    fn call_view(&self, call: &Call) -> CallView {
+        let image = ImageKey { tgid: call.header.tgid, generation: call.header.generation };
+        let target = self.targets.get(&call.header.tgid);
+        let is_free = call.free != 0;
+        CallView {
+            time: clock::wall_of_boot(call.header.time_ns),
+            pid: call.header.tgid,
+            tid: call.header.tid,
+            comm: target.map_or_else(String::new, |target| target.process.comm.clone()),
+            function: self.functions.name(u16::try_from(call.function).unwrap_or(u16::MAX)).to_owned(),
+            free: is_free,
+            address: call.address,
+            size_bytes: Some(call.size_bytes),
+            old_address: (call.old_address != 0).then_some(call.old_address),
+            frames: self.stacks.frames(image, call.stack),
+        }
+    }
+
+    /// Calls recorded since the last time, in order.
+    pub fn take_calls(&mut self) -> Vec<CallView> {
+        std::mem::take(&mut self.calls)
+    }
+
+    /// Stops recording, so that a last snapshot stands still.
+    pub fn stop(&mut self) {
+        for (pid, target) in &mut self.targets {
+            self.maps.stop(*pid);
+            target.attached.values_mut().for_each(|attached| attached.links = Default::default());
+        }
+        self.drain();
+    }
+
+    /// Everything that is known now; processes that ended since the last snapshot are in it and then gone.
+    pub fn snapshot(&mut self, last: bool) -> Snapshot {
+        self.drain();
+        let mut heap: HashMap<ImageKey, Vec<(u64, SiteTotals)>> = HashMap::new();
+        let drained = self.maps.for_each_site(|key: SiteKey, totals| {
+            heap.entry(ImageKey::from(key)).or_default().push((key.stack, totals));
+        });
+        if let Err(error) = drained {
+            tracing::warn!(%error, "reading the site table");
+        }
+        self.drain_stacks();
+        let mut views = std::mem::take(&mut self.finished);
+        let mut tally = self.tally_of_gone;
+        let mut targets = std::mem::take(&mut self.targets);
+        for (pid, target) in &mut targets {
+            let totals = heap.remove(&target.image).unwrap_or_default();
+            views.push(self.view_with(target, &totals));
+            tally.merge(&self.maps.tally(*pid));
+        }
+        if last {
+            tracing::debug!(
+                stacks = tally.of(Counter::Stacks),
+                frames = tally.of(Counter::Frames),
+                reused = tally.of(Counter::StacksReused),
+                mismatches = tally.of(Counter::ReuseMismatches),
+                complete = tally.of(Counter::StopComplete),
+                cut_at_limit = tally.of(Counter::StopDepth),
+                "stacks were taken"
+            );
+        }
+        self.symbolizer.release();
+        let notes = self.current_notes(targets.values());
+        self.targets = targets;
+        let mut losses = view::tally_losses(&tally, &Tally::ZERO);
+        for (cause, amount) in views.iter().flat_map(|view| &view.losses) {
+            if matches!(cause.as_str(), "mappings_dropped") {
+                *losses.entry(cause.clone()).or_default() += amount;
+            }
+        }
+        let corrected: u64 = self.targets.values().map(|target| target.corrections.count()).sum();
+        if corrected > 0 {
+            *losses.entry("missed_frees".to_owned()).or_default() += corrected;
+        }
+        if self.tables.refused() > 0 {
+            losses.insert("unwind_tables_full".to_owned(), self.tables.refused());
+        }
+        Snapshot {
+            time: clock::wall_ns(),
+            since: self.since,
+            host: self.host.clone(),
+            mode: match self.options.sample_interval_bytes {
+                0 => Mode::Exact,
+                interval_bytes => Mode::Sampled { interval_bytes },
+            },
+            last,
+            targets: views,
+            losses,
+            notes,
+        }
+    }
+
+    fn current_notes<'a>(&self, targets: impl Iterator<Item = &'a Tracked>) -> Vec<String> {
+        let mut notes = self.notes.clone();
+        for target in targets {
+            let pid = target.pid();
+            notes.extend(target.notes.iter().map(|note| format!("process {pid}: {note}")));
+            if target.attached.values().all(|attached| attached.allocators.is_empty()) {
+                notes.push(format!(
+                    "process {pid} ({}): no allocator was found; see `leaktrace doctor -p {pid}`, --object and --function",
+                    target.process.comm
+                ));
+            }
+        }
+        if self.finished_unlisted > 0 {
+            notes.push(format!("{} more processes ended and are not listed", self.finished_unlisted));
+        }
+        notes
+    }
+
+    fn view_of(&mut self, target: &mut Tracked) -> TargetView {
+        let mut heap = Vec::new();
+        let image = target.image;
+        let _ = self.maps.for_each_site(|key: SiteKey, totals| {
+            if ImageKey::from(key) == image {
+                heap.push((key.stack, totals));
+            }
+        });
+        self.view_with(target, &heap)
+    }
+
+    fn view_with(&self, target: &mut Tracked, heap: &[(u64, SiteTotals)]) -> TargetView {
+        let filtered = self.options.min_size_bytes > 0 || self.options.max_size_bytes < u64::MAX;
+        view::target_view(target, heap, &self.maps, &self.stacks, &self.functions, &self.selection, filtered)
+    }
+}
+
+fn next(ring: &mut RingBuf<MapData>) -> Option<Event> {
+    loop {
+        let item = ring.next()?;
+        match decode::event(&item) {
+            Some(event) => return Some(event),
+            None => tracing::error!(bytes = item.len(), "a malformed record from the kernel side"),
+        }
+    }
+}
+
+fn exited(status: u32) -> Exited {
+    let signal = (status & 0x7f) as i32;
+    if signal == 0 {
+        Exited { code: Some((status >> 8 & 0xff) as i32), signal: None }
+    } else {
+        Exited { code: None, signal: Some(signal) }
+    }
+}
+
+pub(super) fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .unwrap_or_else(|_| "unknown".to_owned())
+}

@@ -1,0 +1,128 @@
+//! From what is kept of a target and what the kernel holds to the view that is shown.
+use leaktrace_common::{
+    counter::{Class, Counter},
+    heap::{Block, SiteTotals},
+    sample::{WEIGHT_BITS, weight, weighted_bytes},
+};
+use std::collections::BTreeMap;
+
+use super::{clock, functions::Functions, target::Tracked};
+use crate::{
+    analyse,
+    discover::process,
+    drain::maps::{Maps, Tally},
+    model::{
+        blocks::Blocks,
+        sites::{Input, Selection},
+        snapshot::{Exited, TargetView},
+        stacks::Stacks,
+    },
+};
+
+/// A block younger than this may be freed while the table is being read: it is not taken for a missed free.
+const SETTLED_NS: u64 = 1_000_000_000;
+
+/// Builds the view of one target and adds to its history. `heap` are the image's totals by stack.
+pub fn target_view(
+    target: &mut Tracked,
+    heap: &[(u64, SiteTotals)],
+    maps: &Maps,
+    stacks: &Stacks,
+    functions: &Functions,
+    selection: &Selection,
+    has_size_filter: bool,
+) -> TargetView {
+    let now_ns = clock::boot_ns();
+    let blocks = drain_blocks(target, maps, functions);
+    let tally = maps.tally(target.pid());
+    let is_running = target.exited.is_none();
+    let facts = if is_running { process::inspect(target.pid()).ok() } else { None };
+    let input = Input {
+        image: target.image,
+        now_ns,
+        heap,
+        corrections: &target.corrections,
+        blocks: Some(&blocks),
+        mappings: Some(&target.mappings),
+        stacks,
+    };
+    let life = match target.exited {
+        None => analyse::Life::Running,
+        Some(Exited { signal: None, .. }) => analyse::Life::Ended,
+        Some(_) => analyse::Life::CutShort,
+    };
+    let shown = analyse::summarise(&input, &mut target.history, selection, life);
+    let since_before = |counter| tally.of(counter).saturating_sub(target.tally_before.of(counter));
+    let mut view = TargetView {
+        pid: target.pid(),
+        start_time: target.process.identity.start_time_wall_ns,
+        since: target.since,
+        comm: facts.as_ref().map_or_else(|| target.process.comm.clone(), |facts| facts.comm.clone()),
+        cmdline: target.process.cmdline.clone(),
+        exited: target.exited,
+        parent: target.parent,
+        allocators: target.attached.values().flat_map(|attached| attached.allocators.clone()).collect(),
+        heap_before_attach_bytes: target.heap_before_bytes,
+        unmatched_frees: (!has_size_filter && target.sample_interval_bytes == 0)
+            .then(|| since_before(Counter::UnmatchedFrees)),
+        rss_bytes: facts.map(|facts| facts.rss_bytes),
+        losses: losses(&tally, &target.tally_before, target),
+        mappings: target.mappings.totals(),
+        ..TargetView::default()
+    };
+    view.fill(shown);
+    view
+}
+
+/// Live blocks of the image; blocks whose free was missed are taken out of the kernel's table and of the sums.
+fn drain_blocks(target: &mut Tracked, maps: &Maps, functions: &Functions) -> Blocks {
+    let mut blocks = Blocks::default().sampled_every(target.sample_interval_bytes);
+    let generation = target.image.generation as u16;
+    let mut of_other_images = Vec::new();
+    let drained = maps.for_each_block(target.pid(), |address, block: Block| {
+        if block.generation == generation {
+            blocks.push(address, &block, functions.allocator(block.function));
+        } else {
+            of_other_images.push(address);
+        }
+    });
+    if let Err(error) = drained {
+        tracing::warn!(pid = target.pid(), %error, "reading the table of live blocks");
+    }
+    maps.delete_blocks(target.pid(), &of_other_images);
+    let now_ns = clock::boot_ns();
+    for gone in blocks.remove_overlapped() {
+        let settled = target.exited.is_some() || now_ns.saturating_sub(gone.born_ns) > SETTLED_NS;
+        if settled && maps.delete_block_born(target.pid(), gone.address, gone.born_ns) {
+            let bytes = weighted_bytes(gone.size_bytes, gone.threshold);
+            let count = (weight(gone.threshold) + (1 << (WEIGHT_BITS - 1))) >> WEIGHT_BITS;
+            target.corrections.add(gone.stack, bytes, count);
+        }
+    }
+    blocks
+}
+
+/// Losses of one target by cause; causes without any are left out.
+fn losses(tally: &Tally, before: &Tally, target: &Tracked) -> BTreeMap<String, u64> {
+    let mut losses = tally_losses(tally, before);
+    let missed = target.corrections.count();
+    if missed > 0 {
+        *losses.entry(Counter::MissedFrees.name().to_owned()).or_default() += missed;
+    }
+    if target.mappings.dropped() > 0 {
+        losses.insert("mappings_dropped".to_owned(), target.mappings.dropped());
+    }
+    losses
+}
+
+/// The counters that name a loss. How stacks end and frees of older blocks are reported in fields of their own.
+pub fn tally_losses(tally: &Tally, before: &Tally) -> BTreeMap<String, u64> {
+    let reported_elsewhere =
+        |counter: Counter| counter == Counter::UnmatchedFrees || counter.name().starts_with("stop_");
+    Counter::ALL
+        .iter()
+        .filter(|counter| counter.class() != Class::Activity && !reported_elsewhere(**counter))
+        .map(|counter| (counter.name().to_owned(), tally.of(*counter).saturating_sub(before.of(*counter))))
+        .filter(|(_, amount)| *amount > 0)
+        .collect()
+}

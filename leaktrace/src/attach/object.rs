@@ -1,0 +1,247 @@
+//! The embedded kernel object: maps created by aya, programs relocated by aya-obj and loaded here, because aya
+//! cannot load a program as a multi or session uprobe.
+use std::{
+    collections::{HashMap, HashSet},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Map, MapData},
+};
+use aya_obj::{ProgramSection, generated::bpf_prog_type};
+
+use super::{btf::Btf, sys};
+
+/// The object that build.rs embeds; empty when the kernel toolchain was missing at build time.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/leaktrace.bpf.o"));
+
+/// Sizes of the maps that depend on options.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Targets at once.
+    pub targets: u32,
+    /// Sites.
+    pub sites: u32,
+    /// Stacks.
+    pub stacks: u32,
+    /// Threads.
+    pub threads: u32,
+    /// Slabs of 1 MiB for unwind rows.
+    pub slabs: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Sizes {
+        Sizes { targets: 256, sites: 65_536, stacks: 262_144, threads: 16_384, slabs: 64 }
+    }
+}
+
+/// The kernel object with its maps; programs are loaded on demand.
+pub struct KernelObject {
+    ebpf: Ebpf,
+    object: aya_obj::Object,
+    btf: Option<OwnedFd>,
+    knows_exit_status: bool,
+}
+
+impl KernelObject {
+    /// Creates the maps and relocates the programs. `debug` lets the programs log.
+    ///
+    /// # Errors
+    /// When the binary has no kernel object, or the kernel refuses the maps.
+    pub fn load(sizes: &Sizes, debug: bool) -> Result<KernelObject> {
+        if OBJECT.is_empty() {
+            bail!(
+                "this leaktrace was built without its kernel side: run `cargo xtask setup`, then build again"
+            );
+        }
+        let offsets = ExitOffsets::of_kernel();
+        let log_level: u8 = if debug { 0xff } else { 0 };
+        let mut loader = EbpfLoader::new();
+        loader
+            .map_max_entries("TARGETS", sizes.targets)
+            .map_max_entries("TALLIES", sizes.targets)
+            .map_max_entries("LIVE", sizes.targets)
+            .map_max_entries("SITES", sizes.sites)
+            .map_max_entries("STACK_IDS", sizes.stacks)
+            .map_max_entries("THREADS", sizes.threads)
+            .map_max_entries("SLABS", sizes.slabs)
+            .map_max_entries("PROCESS_MAPS", sizes.targets)
+            .override_global("TASK_EXIT_CODE", &offsets.task_exit_code, true)
+            .override_global("TASK_SIGNAL", &offsets.task_signal, true)
+            .override_global("SIGNAL_LIVE", &offsets.signal_live, true)
+            .override_global("SIGNAL_GROUP_EXIT_CODE", &offsets.signal_group_exit_code, true)
+            .override_global("SIGNAL_FLAGS", &offsets.signal_flags, true)
+            .override_global("AYA_LOG_LEVEL", &log_level, false);
+        let ebpf = loader.load(OBJECT).context("the kernel refuses the maps")?;
+        let mut object = aya_obj::Object::parse(OBJECT).context("the kernel object cannot be parsed")?;
+        let btf = load_type_information(&mut object)?;
+        relocate(&mut object, &ebpf)?;
+        Ok(KernelObject { ebpf, object, btf, knows_exit_status: offsets.task_exit_code != 0 })
+    }
+
+    /// Loads program `name` with `attach_type` (0 for none).
+    ///
+    /// # Errors
+    /// When there is no such program, or the verifier refuses it: then with the end of its log.
+    pub fn load_program(&self, name: &str, attach_type: u32) -> Result<OwnedFd> {
+        let program =
+            self.object.programs.get(name).with_context(|| format!("no kernel program named {name}"))?;
+        let function = self
+            .object
+            .functions
+            .get(&program.function_key())
+            .with_context(|| format!("kernel program {name} has no code"))?;
+        let kind = match program.section {
+            ProgramSection::TracePoint => bpf_prog_type::BPF_PROG_TYPE_TRACEPOINT,
+            _ => bpf_prog_type::BPF_PROG_TYPE_KPROBE,
+        };
+        let functions = function.func_info.func_info_bytes();
+        let lines = function.line_info.line_info_bytes();
+        let source = sys::ProgramSource {
+            name,
+            kind: kind as u32,
+            attach_type,
+            instructions: &function.instructions,
+            license: &program.license,
+            btf: self.btf.as_ref().map(|fd| fd.as_fd()),
+            functions: (&functions, function.func_info.len() as u32, function.func_info_rec_size as u32),
+            lines: (&lines, function.line_info.len() as u32, function.line_info_rec_size as u32),
+        };
+        sys::load_program(&source, &mut []).or_else(|error| {
+            let mut log = vec![0; 4 << 20];
+            sys::load_program(&source, &mut log)
+                .map_err(|_| anyhow!(error).context(format!("kernel program {name}: {}", tail(&log))))
+        })
+    }
+
+    /// A map of the object.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn map(&self, name: &str) -> Result<&MapData> {
+        self.ebpf.map(name).and_then(map_data).with_context(|| format!("no kernel map named {name}"))
+    }
+
+    /// A descriptor of a map.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn map_fd(&self, name: &str) -> Result<BorrowedFd<'_>> {
+        Ok(self.map(name)?.fd().as_fd())
+    }
+
+    /// Whether the programs can read how a process ended; without the kernel's type information they cannot.
+    pub fn knows_exit_status(&self) -> bool {
+        self.knows_exit_status
+    }
+
+    /// aya's view, to take maps from.
+    pub fn ebpf_mut(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+}
+
+/// Offsets for the exit status, 0 where the kernel's type information lacks them.
+#[derive(Default)]
+struct ExitOffsets {
+    task_exit_code: u32,
+    task_signal: u32,
+    signal_live: u32,
+    signal_group_exit_code: u32,
+    signal_flags: u32,
+}
+
+impl ExitOffsets {
+    fn of_kernel() -> ExitOffsets {
+        let Ok(btf) = Btf::of_kernel() else { return ExitOffsets::default() };
+        let task = btf.member_offsets("task_struct", ["exit_code", "signal"]);
+        let signal = btf.member_offsets("signal_struct", ["live", "group_exit_code", "flags"]);
+        let (Some([task_exit_code, task_signal]), Some([signal_live, signal_group_exit_code, signal_flags])) =
+            (task, signal)
+        else {
+            return ExitOffsets::default();
+        };
+        ExitOffsets { task_exit_code, task_signal, signal_live, signal_group_exit_code, signal_flags }
+    }
+}
+
+fn load_type_information(object: &mut aya_obj::Object) -> Result<Option<OwnedFd>> {
+    let Some(features) = aya::features().btf() else { return Ok(None) };
+    let Some(btf) =
+        object.fixup_and_sanitize_btf(features).context("the kernel object's type information")?
+    else {
+        return Ok(None);
+    };
+    sys::load_btf(&btf.to_bytes()).map(Some).context("the kernel refuses the object's type information")
+}
+
+fn relocate(object: &mut aya_obj::Object, ebpf: &Ebpf) -> Result<()> {
+    let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
+    let maps: HashMap<String, aya_obj::Map> = object.maps.drain().collect();
+    let mut descriptors = Vec::new();
+    for (name, definition) in &maps {
+        let map = ebpf.map(name).and_then(map_data).with_context(|| format!("map {name} was not created"))?;
+        descriptors.push((name.as_str(), map.fd().as_fd().as_raw_fd(), definition));
+    }
+    object
+        .relocate_maps(descriptors.into_iter(), &text)
+        .map_err(|error| anyhow!("relocating maps: {error}"))?;
+    object.relocate_calls(&text).map_err(|error| anyhow!("relocating calls: {error}"))?;
+    Ok(())
+}
+
+/// The data behind any of the map kinds that the object has.
+fn map_data(map: &Map) -> Option<&MapData> {
+    match map {
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::HashOfMaps(data)
+        | Map::PerCpuArray(data)
+        | Map::PerCpuHashMap(data)
+        | Map::Queue(data)
+        | Map::RingBuf(data) => Some(data),
+        _ => None,
+    }
+}
+
+/// The last lines of a verifier log.
+fn tail(log: &[u8]) -> String {
+    let end = memchr::memchr(0, log).unwrap_or(log.len());
+    let text = String::from_utf8_lossy(log.get(..end).unwrap_or_default());
+    let lines: Vec<&str> = text.lines().collect();
+    lines.get(lines.len().saturating_sub(12)..).unwrap_or_default().join("\n")
+}
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_program_passes_the_verifier() {
+        let object = KernelObject::load(&Sizes { slabs: 1, ..Sizes::default() }, false).unwrap();
+        for (name, attach_type) in [
+            ("alloc_session", sys::ATTACH_UPROBE_SESSION),
+            ("alloc_entry", sys::ATTACH_UPROBE_MULTI),
+            ("alloc_entry", 0),
+            ("alloc_return", 0),
+            ("alloc_exit", 0),
+            ("exception_thrown", 0),
+            ("free_entry", 0),
+            ("mmap_exit", 0),
+            ("munmap_enter", 0),
+            ("munmap_exit", 0),
+            ("mremap_enter", 0),
+            ("mremap_exit", 0),
+            ("brk_exit", 0),
+            ("process_fork", 0),
+            ("process_exec", 0),
+            ("thread_exit", 0),
+        ] {
+            if let Err(error) = object.load_program(name, attach_type) {
+                panic!("{error:?}");
+            }
+        }
+    }
+}

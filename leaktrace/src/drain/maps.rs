@@ -1,0 +1,235 @@
+//! The kernel maps that describe targets and hold what was recorded, by process.
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+};
+
+use anyhow::{Context as _, Result};
+use leaktrace_common::{
+    bytes_of,
+    counter::{COUNTERS, Counter, TALLY_WORDS},
+    heap::{Block, SiteKey, SiteTotals},
+    read,
+    target::Target,
+};
+
+use super::batch;
+use crate::attach::{object::KernelObject, sys};
+
+/// Counters of one process, summed over the CPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tally([u64; COUNTERS as usize]);
+
+impl Tally {
+    /// All zero.
+    pub const ZERO: Tally = Tally([0; COUNTERS as usize]);
+
+    /// One counter.
+    pub fn of(&self, counter: Counter) -> u64 {
+        self.0.get(counter as usize).copied().unwrap_or(0)
+    }
+
+    /// Adds `amount` to one counter.
+    pub fn add(&mut self, counter: Counter, amount: u64) {
+        if let Some(slot) = self.0.get_mut(counter as usize) {
+            *slot = slot.saturating_add(amount);
+        }
+    }
+
+    /// Adds another tally.
+    pub fn merge(&mut self, other: &Tally) {
+        for (slot, amount) in self.0.iter_mut().zip(other.0) {
+            *slot = slot.saturating_add(amount);
+        }
+    }
+}
+
+/// Descriptors of the maps and the inner maps of live blocks.
+pub struct Maps {
+    targets: OwnedFd,
+    tallies: OwnedFd,
+    live: OwnedFd,
+    sites: OwnedFd,
+    stack_ids: OwnedFd,
+    spare_tables: OwnedFd,
+    tables: HashMap<u32, OwnedFd>,
+    table_of: HashMap<u32, u32>,
+    next_table: u32,
+    max_blocks: u32,
+    max_sites: u32,
+    max_stacks: u32,
+    cpus: usize,
+}
+
+impl Maps {
+    /// The maps of a loaded object. `max_blocks` is the size of each process's table of live blocks.
+    ///
+    /// # Errors
+    /// When the object lacks a map.
+    pub fn of(kernel: &KernelObject, max_blocks: u32) -> Result<Maps> {
+        let own = |name: &str| -> Result<OwnedFd> { Ok(kernel.map_fd(name)?.try_clone_to_owned()?) };
+        let size = |name: &str| -> Result<u32> { Ok(kernel.map(name)?.info()?.max_entries()) };
+        Ok(Maps {
+            targets: own("TARGETS")?,
+            tallies: own("TALLIES")?,
+            live: own("LIVE")?,
+            sites: own("SITES")?,
+            stack_ids: own("STACK_IDS")?,
+            spare_tables: own("SPARE_TABLES")?,
+            tables: HashMap::new(),
+            table_of: HashMap::new(),
+            next_table: 1,
+            max_blocks,
+            max_sites: size("SITES")?,
+            max_stacks: size("STACK_IDS")?,
+            cpus: aya::util::nr_cpus().map_err(|(path, error)| anyhow::anyhow!("{path}: {error}"))?,
+        })
+    }
+
+    /// Makes the table of live blocks and the tally of a process; the process is not traced yet. The table's key.
+    ///
+    /// # Errors
+    /// When a map is full or cannot be made.
+    pub fn prepare(&mut self, pid: u32) -> Result<u32> {
+        let table = self.make_table().with_context(|| format!("process {pid}"))?;
+        self.table_of.insert(pid, table);
+        let zeros = vec![0u8; TALLY_WORDS * 8 * self.cpus];
+        sys::map_update(self.tallies.as_fd(), bytes_of(&pid), &zeros)
+            .with_context(|| format!("process {pid}: making its counters"))?;
+        Ok(table)
+    }
+
+    /// Takes over the table that the kernel gave to a process which a traced one has made.
+    pub fn adopt(&mut self, pid: u32, table: u32) {
+        self.table_of.insert(pid, table);
+    }
+
+    /// Keeps `wanted` tables ready for processes that traced ones will make.
+    ///
+    /// # Errors
+    /// When a table cannot be made.
+    pub fn keep_spares(&mut self, wanted: usize) -> Result<()> {
+        let used: std::collections::HashSet<u32> = self.table_of.values().copied().collect();
+        let spare = self.tables.keys().filter(|table| !used.contains(table)).count();
+        for _ in spare..wanted {
+            let table = self.make_table()?;
+            sys::map_update(self.spare_tables.as_fd(), &[], bytes_of(&table))
+                .context("keeping a table for a child")?;
+        }
+        Ok(())
+    }
+
+    fn make_table(&mut self) -> Result<u32> {
+        let live = sys::create_hash("leaktrace_live", 8, size_of::<Block>() as u32, self.max_blocks)
+            .context("making a table of live blocks")?;
+        let table = self.next_table;
+        sys::map_update(self.live.as_fd(), bytes_of(&table), &live.as_raw_fd().to_ne_bytes())
+            .context("there are as many targets as there can be")?;
+        self.next_table += 1;
+        self.tables.insert(table, live);
+        Ok(table)
+    }
+
+    fn table(&self, pid: u32) -> Option<&OwnedFd> {
+        self.tables.get(self.table_of.get(&pid)?)
+    }
+
+    /// Starts tracing a process, or changes how it is traced.
+    ///
+    /// # Errors
+    /// When there are as many targets as there can be.
+    pub fn set_target(&self, pid: u32, target: &Target) -> Result<()> {
+        sys::map_update(self.targets.as_fd(), bytes_of(&pid), bytes_of(target))
+            .with_context(|| format!("process {pid}: there are as many targets as there can be"))
+    }
+
+    /// How a process is traced now; the generation is bumped by the kernel.
+    pub fn target(&self, pid: u32) -> Option<Target> {
+        let mut bytes = [0; size_of::<Target>()];
+        sys::map_lookup(self.targets.as_fd(), bytes_of(&pid), &mut bytes).ok()?.then_some(())?;
+        read(&bytes)
+    }
+
+    /// Stops tracing a process; what was recorded stays.
+    pub fn stop(&self, pid: u32) {
+        let _ = sys::map_delete(self.targets.as_fd(), bytes_of(&pid));
+    }
+
+    /// Drops everything about a process but its sites.
+    pub fn forget(&mut self, pid: u32) {
+        self.stop(pid);
+        let _ = sys::map_delete(self.tallies.as_fd(), bytes_of(&pid));
+        if let Some(table) = self.table_of.remove(&pid) {
+            let _ = sys::map_delete(self.live.as_fd(), bytes_of(&table));
+            self.tables.remove(&table);
+        }
+    }
+
+    /// The counters of a process.
+    pub fn tally(&self, pid: u32) -> Tally {
+        let mut bytes = vec![0; TALLY_WORDS * 8 * self.cpus];
+        let mut tally = Tally::ZERO;
+        if !matches!(sys::map_lookup(self.tallies.as_fd(), bytes_of(&pid), &mut bytes), Ok(true)) {
+            return tally;
+        }
+        for cpu in bytes.chunks_exact(TALLY_WORDS * 8) {
+            for (slot, word) in tally.0.iter_mut().zip(cpu.chunks_exact(8)) {
+                *slot = slot.saturating_add(read(word).unwrap_or(0));
+            }
+        }
+        tally
+    }
+
+    /// Calls `each` for every live block of a process: address and block.
+    ///
+    /// # Errors
+    /// The system call's error.
+    pub fn for_each_block(&self, pid: u32, each: impl FnMut(u64, Block)) -> io::Result<()> {
+        match self.table(pid) {
+            Some(map) => batch::for_each(map.as_fd(), self.max_blocks, each),
+            None => Ok(()),
+        }
+    }
+
+    /// Deletes live blocks of a process by address.
+    pub fn delete_blocks(&self, pid: u32, addresses: &[u64]) {
+        let Some(map) = self.table(pid) else { return };
+        for address in addresses {
+            let _ = sys::map_delete(map.as_fd(), bytes_of(address));
+        }
+    }
+
+    /// Deletes the block at `address` if it is still the one born at `born_ns`; whether it was.
+    pub fn delete_block_born(&self, pid: u32, address: u64, born_ns: u64) -> bool {
+        let Some(map) = self.table(pid) else { return false };
+        let mut bytes = [0; size_of::<Block>()];
+        let found = sys::map_lookup(map.as_fd(), bytes_of(&address), &mut bytes);
+        let is_same =
+            matches!(found, Ok(true)) && read::<Block>(&bytes).is_some_and(|block| block.born_ns == born_ns);
+        is_same && matches!(sys::map_delete(map.as_fd(), bytes_of(&address)), Ok(true))
+    }
+
+    /// Calls `each` for every site, with counts in whole blocks.
+    ///
+    /// # Errors
+    /// The system call's error.
+    pub fn for_each_site(&self, mut each: impl FnMut(SiteKey, SiteTotals)) -> io::Result<()> {
+        batch::for_each(self.sites.as_fd(), self.max_sites, |key, totals: SiteTotals| {
+            each(key, totals.in_whole_blocks());
+        })
+    }
+
+    /// Drops sites and the stacks they refer to, once their process image is gone.
+    pub fn delete_sites(&self, keys: &[SiteKey]) {
+        for key in keys {
+            let _ = sys::map_delete(self.sites.as_fd(), bytes_of(key));
+            let _ = sys::map_delete(self.stack_ids.as_fd(), bytes_of(&key.stack));
+        }
+    }
+
+    /// Sites and stacks there can be.
+    pub fn limits(&self) -> (u32, u32) {
+        (self.max_sites, self.max_stacks)
+    }
+}

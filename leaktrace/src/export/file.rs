@@ -1,0 +1,172 @@
+//! Files that are whole or not there: written under another name first, made durable, then renamed. What is in
+//! them is left to the formats.
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+/// The end of the names of files that are being written.
+const UNFINISHED: &str = ".leaktrace-tmp";
+/// Bytes of a file that is read.
+const MAX_BYTES: u64 = 128 << 20;
+/// Tells the unfinished files of one process apart.
+static WRITES: AtomicU64 = AtomicU64::new(0);
+
+/// Writes a file so that at any moment, power failure included, its name stands for its old content or for the new
+/// one, never for part of it. A link is followed, permissions of a file that was there are kept; a pipe, a terminal
+/// or another device is simply written to. Unfinished files of the same name whose writer was killed are removed.
+///
+/// # Errors
+/// When the disk is full, read-only or fails, or the folder does not exist; nothing is left of the new file then.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let old = fs::metadata(path).ok();
+    if let Some(old) = &old
+        && !old.is_file()
+    {
+        let mut file = OpenOptions::new().write(true).open(path)?;
+        return file.write_all(bytes);
+    }
+    let path = if old.is_some() { fs::canonicalize(path)? } else { path.to_path_buf() };
+    let folder = folder_of(&path);
+    let write = WRITES.fetch_add(1, Ordering::Relaxed);
+    let unfinished = unfinished_name(&path, std::process::id(), write)?;
+    remove_abandoned(&path);
+    let written =
+        write_durably(&unfinished, bytes, old.as_ref()).and_then(|()| fs::rename(&unfinished, &path));
+    if let Err(error) = written {
+        let _ = fs::remove_file(&unfinished);
+        return Err(error);
+    }
+    sync_folder(folder)
+}
+
+fn write_durably(path: &Path, bytes: &[u8], old: Option<&fs::Metadata>) -> io::Result<()> {
+    // A link that someone else put there is not followed.
+    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    if let Some(old) = old {
+        file.set_permissions(old.permissions())?;
+    }
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Makes the new name durable; some file systems do not know how, and need not.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    match File::open(folder)?.sync_all() {
+        Err(error) if error.kind() != io::ErrorKind::InvalidInput => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+fn unfinished_name(path: &Path, pid: u32, write: u64) -> io::Result<PathBuf> {
+    let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::IsADirectory))?;
+    let mut unfinished = name.to_os_string();
+    unfinished.push(format!(".{pid}-{write}{UNFINISHED}"));
+    Ok(path.with_file_name(unfinished))
+}
+
+/// Removes what a writer of the same file left when it was killed.
+fn remove_abandoned(path: &Path) {
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return };
+    let Ok(entries) = fs::read_dir(folder_of(path)) else { return };
+    for entry in entries.flatten() {
+        let file_name = entry.file_name();
+        let writer = file_name
+            .to_str()
+            .and_then(|text| text.strip_prefix(name)?.strip_prefix('.')?.strip_suffix(UNFINISHED))
+            .and_then(|text| text.split_once('-')?.0.parse::<u32>().ok());
+        if let Some(pid) = writer
+            && !Path::new("/proc").join(pid.to_string()).exists()
+        {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// The content of a file of at most 128 MiB.
+///
+/// # Errors
+/// When it cannot be read or is larger.
+pub fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("it is larger than {MAX_BYTES} bytes"),
+        ));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_is_replaced_and_nothing_else_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.pb.gz");
+        write_whole(&path, b"one").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        write_whole(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(names(folder.path()), ["a.pb.gz"]);
+    }
+
+    #[test]
+    fn a_link_stays_a_link_and_a_device_a_device() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("link");
+        fs::write(folder.path().join("file"), b"old").unwrap();
+        symlink("file", &link).unwrap();
+        write_whole(&link, b"new").unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read(folder.path().join("file")).unwrap(), b"new");
+        write_whole(Path::new("/dev/null"), b"new").unwrap();
+        assert!(!fs::metadata("/dev/null").unwrap().is_file());
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let abandoned = unfinished_name(&path, 4_194_305, 0).unwrap();
+        let living = unfinished_name(&path, 1, 0).unwrap();
+        let of_another = unfinished_name(&folder.path().join("ab"), 4_194_305, 0).unwrap();
+        for file in [&abandoned, &living, &of_another] {
+            fs::write(file, b"part").unwrap();
+        }
+        write_whole(&path, b"whole").unwrap();
+        assert!(!abandoned.exists() && living.exists() && of_another.exists());
+    }
+
+    #[test]
+    fn a_folder_that_does_not_exist_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(write_whole(&folder.path().join("no/such"), b"").is_err());
+        assert!(write_whole(folder.path(), b"").is_err());
+        assert_eq!(names(folder.path()), [""; 0]);
+    }
+}

@@ -1,0 +1,10 @@
+//! Snapshots as files and streams for other programs. All serialisation lives here; text for people is `render`'s.
+
+pub mod diff;
+pub mod doctor;
+pub mod file;
+pub mod flamegraph;
+pub mod folded;
+pub mod json;
+pub mod pprof;
+pub mod speedscope;

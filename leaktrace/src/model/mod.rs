@@ -1,0 +1,17 @@
+//! What is known about the traced processes, as values: no file is opened and no clock is read here.
+//!
+//! Decoded kernel records go into [`mappings`], [`stacks`] and [`blocks`]; [`sites`] joins them with the kernel's
+//! totals and with the [`history`] into what a [`snapshot`] shows of one process.
+
+pub mod blocks;
+pub mod cut;
+pub mod diagnosis;
+pub mod diff;
+pub mod estimate;
+pub mod history;
+pub mod mappings;
+pub mod site_id;
+pub mod sites;
+pub mod snapshot;
+pub mod stacks;
+pub mod units;

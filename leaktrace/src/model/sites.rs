@@ -1,0 +1,428 @@
+//! From kernel totals, live blocks and mappings to the ordered list of a target's sites.
+//!
+//! Two stacks with the same [`SiteId`] (a library loaded twice, say) are one site. Judging sites is left to
+//! `analyse`, which also runs the steps in their order; everything here is a pure function of its arguments.
+use std::collections::{BTreeMap, HashMap};
+
+use leaktrace_common::heap::{LIFETIME_BUCKETS, SiteTotals};
+
+use super::{
+    blocks::{BlockSums, Blocks},
+    estimate::Moments,
+    history::{History, Point},
+    mappings::Mappings,
+    site_id::{SiteId, base_name},
+    snapshot::{BlockView, Finding, Frame, SiteKind, SiteView, TargetView, Totals},
+    stacks::{ImageKey, Stacks},
+};
+
+/// Order of sites.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// Most outstanding bytes first.
+    #[default]
+    Bytes,
+    /// Most outstanding blocks first.
+    Count,
+    /// Fastest growth first.
+    Growth,
+    /// Oldest live block first.
+    Age,
+}
+
+/// What of a target is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// What comes first.
+    pub order: Order,
+    /// How many sites; 0 for all.
+    pub top: usize,
+    /// Only blocks at least this old; needs [`Input::blocks`].
+    pub older_ns: Option<u64>,
+    /// How many single blocks of each shown site, oldest first; 0 for none. Needs [`Input::blocks`].
+    pub blocks: usize,
+}
+
+/// What is known about one process image.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// Which image.
+    pub image: ImageKey,
+    /// Now, in ns of CLOCK_BOOTTIME.
+    pub now_ns: u64,
+    /// Totals by stack hash, from the kernel.
+    pub heap: &'a [(u64, SiteTotals)],
+    /// Frees that the kernel missed and user space found.
+    pub corrections: &'a Corrections,
+    /// Live blocks, where they were drained.
+    pub blocks: Option<&'a Blocks>,
+    /// Mappings, where they are traced.
+    pub mappings: Option<&'a Mappings>,
+    /// Frames by stack hash.
+    pub stacks: &'a Stacks,
+}
+
+/// Blocks that the kernel still counts as outstanding although they are gone, by stack.
+#[derive(Clone, Debug, Default)]
+pub struct Corrections {
+    freed: HashMap<u64, (u64, u64)>,
+    count: u64,
+}
+
+impl Corrections {
+    /// A block of this stack was found to be gone, and was deleted from the kernel's table. The kernel had counted
+    /// it as `blocks` blocks with `size_bytes` in all.
+    pub fn add(&mut self, stack: u64, size_bytes: u64, blocks: u64) {
+        let entry = self.freed.entry(stack).or_default();
+        entry.0 += size_bytes;
+        entry.1 += blocks;
+        self.count += 1;
+    }
+
+    /// How many: part of the loss `missed_frees`.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+}
+
+/// One site before it is shown.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Site {
+    /// See [`super::site_id`].
+    pub id: SiteId,
+    /// What it allocates.
+    pub kind: SiteKind,
+    /// Sums.
+    pub totals: Totals,
+    /// Change since the previous summary.
+    pub growth_bytes_per_second: Option<f64>,
+    /// Age of the oldest live block.
+    pub oldest_age_ns: Option<u64>,
+    /// Lifetimes of freed blocks by [`leaktrace_common::heap::lifetime_bucket`].
+    pub lifetimes: [u32; LIFETIME_BUCKETS],
+    /// Why the stack ends where it does.
+    pub stack_end: &'static str,
+    /// The verdict.
+    pub finding: Option<Finding>,
+    pub(crate) stacks: Vec<u64>,
+}
+
+/// Whether a frame only makes the system call.
+fn is_system_call(frame: &Frame) -> bool {
+    const WRAPPERS: [&str; 8] =
+        ["mmap", "mmap64", "__mmap", "__mmap64", "mremap", "__mremap", "__GI___mmap", "syscall"];
+    frame.function.as_deref().is_some_and(|function| WRAPPERS.contains(&function))
+}
+
+impl Site {
+    /// The frames of its stack, innermost first, from the caller of the allocation function or system call on.
+    pub fn frames(&self, input: &Input<'_>) -> Vec<Frame> {
+        let mut frames =
+            self.stacks.first().map_or_else(Vec::new, |stack| input.stacks.frames(input.image, *stack));
+        if self.kind == SiteKind::Mapping {
+            let wrappers = frames.iter().take_while(|frame| is_system_call(frame)).count();
+            frames.drain(..wrappers.min(frames.len().saturating_sub(1)));
+        }
+        frames
+    }
+
+    /// Whether the dynamic linker mapped it: segments of libraries, its own memory.
+    pub fn is_loaders(&self, input: &Input<'_>) -> bool {
+        const LOADERS: [&str; 2] = ["ld-linux", "ld-musl"];
+        self.kind == SiteKind::Mapping
+            && self
+                .frames(input)
+                .first()
+                .and_then(|frame| frame.module.as_deref())
+                .is_some_and(|module| LOADERS.iter().any(|loader| base_name(module).starts_with(loader)))
+    }
+
+    /// What goes into the history.
+    pub fn point(&self, time_ns: u64) -> Point {
+        Point {
+            time_ns,
+            outstanding_bytes: self.totals.outstanding_bytes,
+            outstanding_count: self.totals.outstanding_count,
+            allocated_count: self.totals.allocated_count,
+            freed_count: self.totals.freed_count,
+        }
+    }
+}
+
+/// All sites of a process image, in no order; `history` holds the earlier summaries. A site is listed while it has ever recorded anything; with
+/// `older_ns`, while it holds a block that old. With `older_ns` the outstanding sums are those of the old blocks.
+pub fn collect(input: &Input<'_>, history: &History, older_ns: Option<u64>) -> Vec<Site> {
+    let mut sites: HashMap<SiteId, Site> = HashMap::with_capacity(input.heap.len());
+    let sums = input.blocks.map(|blocks| blocks.sums(input.now_ns, older_ns.unwrap_or(0)));
+    let samples = input.blocks.and_then(|blocks| blocks.moments(input.now_ns, older_ns.unwrap_or(0)));
+    for (stack, totals) in input.heap {
+        let corrected = input.corrections.freed.get(stack).copied().unwrap_or_default();
+        let held = Held {
+            blocks: sums.as_ref().map(|sums| sums.get(stack).copied().unwrap_or_default()),
+            samples: samples.as_ref().map(|samples| samples.get(stack).copied().unwrap_or(no_samples(input))),
+            only_old: older_ns.is_some(),
+        };
+        add(&mut sites, input, SiteKind::Heap, *stack, totals, corrected, held);
+    }
+    if let Some(mappings) = input.mappings {
+        let sums = mapping_sums(mappings, input.now_ns, older_ns.unwrap_or(0));
+        for (stack, totals) in mappings.sites() {
+            let blocks = Some(sums.get(&stack).copied().unwrap_or_default());
+            let held = Held { blocks, samples: None, only_old: older_ns.is_some() };
+            add(&mut sites, input, SiteKind::Mapping, stack, totals, (0, 0), held);
+        }
+    }
+    let mut sites: Vec<Site> = sites.into_values().collect();
+    if older_ns.is_some() {
+        sites.retain(|site| site.totals.outstanding_count > 0);
+    }
+    for site in &mut sites {
+        site.growth_bytes_per_second =
+            history.growth_bytes_per_second(site.id, input.now_ns, site.totals.outstanding_bytes);
+    }
+    sites
+}
+
+fn mapping_sums(mappings: &Mappings, now_ns: u64, older_ns: u64) -> HashMap<u64, BlockSums> {
+    let mut sums: HashMap<u64, BlockSums> = HashMap::new();
+    for mapping in mappings.live().filter(|mapping| now_ns.saturating_sub(mapping.born_ns) >= older_ns) {
+        let sum = sums
+            .entry(mapping.stack)
+            .or_insert(BlockSums { oldest_born_ns: u64::MAX, ..BlockSums::default() });
+        sum.bytes += mapping.size_bytes;
+        sum.count += 1;
+        sum.oldest_born_ns = sum.oldest_born_ns.min(mapping.born_ns);
+    }
+    sums
+}
+
+fn no_samples(input: &Input<'_>) -> Moments {
+    Moments::new(input.blocks.and_then(Blocks::sample_interval_bytes).unwrap_or(0))
+}
+
+/// What is known of a stack's live blocks.
+struct Held {
+    blocks: Option<BlockSums>,
+    /// What they stand for, in sampled mode.
+    samples: Option<Moments>,
+    /// Only blocks of some age are in the sums.
+    only_old: bool,
+}
+
+fn add(
+    sites: &mut HashMap<SiteId, Site>,
+    input: &Input<'_>,
+    kind: SiteKind,
+    stack: u64,
+    totals: &SiteTotals,
+    corrected: (u64, u64),
+    held: Held,
+) {
+    let view = input.stacks.view(input.image, stack, kind);
+    let site = sites.entry(view.id).or_insert_with(|| Site {
+        id: view.id,
+        kind,
+        totals: Totals::default(),
+        growth_bytes_per_second: None,
+        oldest_age_ns: None,
+        lifetimes: [0; LIFETIME_BUCKETS],
+        stack_end: view.end,
+        finding: None,
+        stacks: Vec::new(),
+    });
+    let (freed_bytes, freed_count) = (totals.freed_bytes + corrected.0, totals.freed_count + corrected.1);
+    let blocks = held.blocks;
+    let (outstanding_bytes, outstanding_count) = match (held.samples, blocks) {
+        (Some(samples), _) => (samples.bytes_value(), samples.count_value()),
+        (None, Some(blocks)) if held.only_old => (blocks.bytes, blocks.count),
+        _ => (
+            totals.allocated_bytes.saturating_sub(freed_bytes),
+            totals.allocated_count.saturating_sub(freed_count),
+        ),
+    };
+    site.totals.add(&Totals {
+        outstanding_bytes,
+        outstanding_count,
+        allocated_bytes: totals.allocated_bytes,
+        allocated_count: totals.allocated_count,
+        freed_bytes,
+        freed_count,
+        error_bytes: 0,
+        error_count: 0,
+        sampled: held.samples,
+    });
+    for (sum, bucket) in site.lifetimes.iter_mut().zip(totals.lifetimes) {
+        *sum = sum.saturating_add(bucket);
+    }
+    let age_ns = blocks
+        .filter(|blocks| blocks.count > 0)
+        .map(|blocks| input.now_ns.saturating_sub(blocks.oldest_born_ns));
+    site.oldest_age_ns = site.oldest_age_ns.max(age_ns);
+    site.stacks.push(stack);
+}
+
+/// What a target shows of its sites.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Shown {
+    /// In order, cut, with frames.
+    pub sites: Vec<SiteView>,
+    /// Sums over all heap sites.
+    pub totals: Totals,
+    /// Change of the outstanding bytes of all sites since the previous summary, per second.
+    pub growth_bytes_per_second: Option<f64>,
+    /// How many sites were cut.
+    pub sites_cut: u64,
+    /// What the cut sites hold, of both kinds.
+    pub cut_totals: Totals,
+    /// Why stacks end, over all sites.
+    pub stack_ends: BTreeMap<String, u64>,
+    /// Bytes that the dynamic linker mapped: not listed as sites.
+    pub loader_bytes: u64,
+}
+
+impl TargetView {
+    /// Puts sites and sums into the view.
+    pub fn fill(&mut self, shown: Shown) {
+        self.sites = shown.sites;
+        self.totals = shown.totals;
+        self.growth_bytes_per_second = shown.growth_bytes_per_second;
+        self.sites_cut = shown.sites_cut;
+        self.cut_totals = shown.cut_totals;
+        self.stack_ends = shown.stack_ends;
+        self.mappings.program_bytes = self.mappings.program_bytes.saturating_sub(shown.loader_bytes);
+    }
+}
+
+/// Orders, cuts and fills in the frames and single blocks of what is left.
+pub fn show(mut sites: Vec<Site>, input: &Input<'_>, selection: &Selection) -> Shown {
+    let mut shown = Shown::default();
+    // A process without a sampled block still may hold some: its sums are estimates, too.
+    shown.totals.sampled = input.blocks.and_then(Blocks::sample_interval_bytes).map(Moments::new);
+    for site in &sites {
+        *shown.stack_ends.entry(site.stack_end.to_owned()).or_default() += 1;
+        if site.kind == SiteKind::Heap {
+            shown.totals.add(&site.totals);
+        }
+        if let Some(growth) = site.growth_bytes_per_second {
+            *shown.growth_bytes_per_second.get_or_insert(0.0) += growth;
+        }
+    }
+    sites.sort_by(|a, b| compare(a, b, selection.order));
+    let kept = if selection.top == 0 { sites.len() } else { selection.top.min(sites.len()) };
+    for site in sites.drain(kept..) {
+        shown.sites_cut += 1;
+        shown.cut_totals.add(&site.totals);
+    }
+    shown.totals.settle();
+    shown.cut_totals.settle();
+    let blocks = match input.blocks {
+        Some(blocks) if selection.blocks > 0 => blocks.of_sites(
+            sites.iter().flat_map(|site| site.stacks.iter().copied()),
+            input.now_ns,
+            selection.older_ns.unwrap_or(0),
+            selection.blocks,
+        ),
+        _ => HashMap::new(),
+    };
+    shown.sites = sites.into_iter().map(|site| view(site, input, selection, &blocks)).collect();
+    shown
+}
+
+fn view(
+    site: Site,
+    input: &Input<'_>,
+    selection: &Selection,
+    blocks: &HashMap<u64, Vec<BlockView>>,
+) -> SiteView {
+    let frames = site.frames(input);
+    let mut totals = site.totals;
+    totals.settle();
+    let mut own: Vec<BlockView> = match (site.kind, input.mappings) {
+        (SiteKind::Mapping, Some(mappings)) if selection.blocks > 0 => mappings
+            .live()
+            .filter(|mapping| site.stacks.contains(&mapping.stack))
+            .map(|mapping| BlockView {
+                address: mapping.address,
+                size_bytes: mapping.size_bytes,
+                age_ns: input.now_ns.saturating_sub(mapping.born_ns),
+            })
+            .filter(|block| block.age_ns >= selection.older_ns.unwrap_or(0))
+            .collect(),
+        _ => site.stacks.iter().filter_map(|stack| blocks.get(stack)).flatten().copied().collect(),
+    };
+    own.sort_unstable_by_key(|block| (std::cmp::Reverse(block.age_ns), block.address));
+    own.truncate(selection.blocks);
+    SiteView {
+        id: site.id.to_string(),
+        kind: site.kind,
+        totals,
+        growth_bytes_per_second: site.growth_bytes_per_second,
+        oldest_age_ns: site.oldest_age_ns,
+        lifetimes: site.lifetimes.to_vec(),
+        finding: site.finding,
+        frames,
+        stack_end: site.stack_end,
+        blocks: own,
+    }
+}
+
+/// By what sites are ordered.
+pub(super) struct Rank<'a> {
+    pub(super) totals: &'a Totals,
+    pub(super) growth_bytes_per_second: Option<f64>,
+    pub(super) oldest_age_ns: Option<u64>,
+}
+
+/// Descending by what was asked for, then by bytes; equal sites come in the order of their ids.
+fn compare(a: &Site, b: &Site, order: Order) -> std::cmp::Ordering {
+    fn rank(site: &Site) -> Rank<'_> {
+        Rank {
+            totals: &site.totals,
+            growth_bytes_per_second: site.growth_bytes_per_second,
+            oldest_age_ns: site.oldest_age_ns,
+        }
+    }
+    compare_ranks(&rank(a), &rank(b), order).then_with(|| a.id.cmp(&b.id))
+}
+
+/// Like [`compare`] without ids.
+pub(super) fn compare_ranks(a: &Rank<'_>, b: &Rank<'_>, order: Order) -> std::cmp::Ordering {
+    let growth = |rank: &Rank<'_>| rank.growth_bytes_per_second.unwrap_or(0.0);
+    let bytes = || b.totals.outstanding_bytes.cmp(&a.totals.outstanding_bytes);
+    let count = || b.totals.outstanding_count.cmp(&a.totals.outstanding_count);
+    match order {
+        Order::Bytes => bytes(),
+        Order::Count => count(),
+        Order::Growth => growth(b).total_cmp(&growth(a)),
+        Order::Age => b.oldest_age_ns.cmp(&a.oldest_age_ns),
+    }
+    .then_with(bytes)
+    .then_with(count)
+    .then_with(|| b.totals.allocated_bytes.cmp(&a.totals.allocated_bytes))
+}
+
+impl Totals {
+    /// Adds other sums; the errors of the new sums are left to [`Totals::settle`].
+    pub fn add(&mut self, other: &Totals) {
+        self.outstanding_bytes = self.outstanding_bytes.saturating_add(other.outstanding_bytes);
+        self.outstanding_count = self.outstanding_count.saturating_add(other.outstanding_count);
+        self.allocated_bytes = self.allocated_bytes.saturating_add(other.allocated_bytes);
+        self.allocated_count = self.allocated_count.saturating_add(other.allocated_count);
+        self.freed_bytes = self.freed_bytes.saturating_add(other.freed_bytes);
+        self.freed_count = self.freed_count.saturating_add(other.freed_count);
+        if let Some(samples) = &other.sampled {
+            self.sampled.get_or_insert_default().merge(samples);
+        }
+    }
+
+    /// Works the errors out: not for every sum that is added up, because it takes some µs.
+    pub fn settle(&mut self) {
+        if let Some(samples) = &self.sampled {
+            self.error_bytes = samples.bytes().error();
+            self.error_count = samples.count().error();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

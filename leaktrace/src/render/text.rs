@@ -1,0 +1,451 @@
+//! A snapshot as text for a terminal. The caller decides on width and colour and writes the result.
+use std::fmt::{self, Write};
+
+use leaktrace_common::counter::{Class, Counter};
+
+use super::{
+    escape::{cut, escape},
+    units,
+};
+use crate::model::{
+    site_id::base_name,
+    snapshot::{BlockView, Confidence, Frame, Mode, SiteKind, SiteView, Snapshot, TargetView, Totals},
+};
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Style {
+    /// Characters in a line; longer lines of a stack are cut.
+    pub width: usize,
+    /// Whether to use ANSI colours.
+    pub color: bool,
+    /// One line for each process.
+    pub combined_only: bool,
+}
+
+impl Default for Style {
+    fn default() -> Style {
+        Style { width: 100, color: false, combined_only: false }
+    }
+}
+
+/// The whole snapshot.
+pub fn snapshot(snapshot: &Snapshot, style: Style) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = Printer { out: &mut out, style }.snapshot(snapshot);
+    out
+}
+
+/// The frames of a stack, a line each, indented, with the reason why it ends where that is not its outermost
+/// function.
+pub fn stack(frames: &[Frame], stack_end: &str, indent: usize, style: Style) -> String {
+    let mut out = String::new();
+    let _ = Printer { out: &mut out, style }.stack(frames, stack_end, indent);
+    out
+}
+
+struct Printer<'a> {
+    out: &'a mut String,
+    style: Style,
+}
+
+/// SGR codes.
+#[derive(Clone, Copy)]
+enum Paint {
+    Bold,
+    Red,
+    Yellow,
+    Dim,
+}
+
+impl Printer<'_> {
+    fn snapshot(&mut self, snapshot: &Snapshot) -> fmt::Result {
+        let traced = u64::try_from(snapshot.time.saturating_sub(snapshot.since)).unwrap_or(0);
+        let last = if snapshot.last { ", final" } else { "" };
+        let line = format!(
+            "{}, {} traced{last}, {}",
+            units::wall_time(snapshot.time),
+            units::duration(traced),
+            mode(snapshot.mode)
+        );
+        self.painted(Paint::Dim, &line)?;
+        self.out.write_char('\n')?;
+        for target in &snapshot.targets {
+            self.target(target)?;
+        }
+        if snapshot.targets.is_empty() {
+            writeln!(self.out, "No process is traced.")?;
+        }
+        self.losses(snapshot)?;
+        for note in &snapshot.notes {
+            writeln!(self.out, "Note: {}", escape(note))?;
+        }
+        Ok(())
+    }
+
+    fn target(&mut self, target: &TargetView) -> fmt::Result {
+        let found = target.sites.iter().filter_map(|site| site.finding.as_ref()).map(|f| f.confidence).max();
+        let mut line = format!("PID {} {}{}: ", target.pid, escape(&target.comm), state(target));
+        if let Some(confidence) = found {
+            write!(line, "{}, ", verdict(confidence))?;
+        }
+        write!(line, "{} outstanding", held(&target.totals, "block"))?;
+        if target.mappings.program_bytes > 0 {
+            write!(line, " and {} mapped", units::bytes(target.mappings.program_bytes))?;
+        }
+        if let Some(growth) = target.growth_bytes_per_second {
+            write!(line, ", {}", units::rate(growth))?;
+        }
+        if !self.style.combined_only {
+            self.out.write_char('\n')?;
+        }
+        match found {
+            Some(Confidence::High) => self.painted(Paint::Red, &line)?,
+            Some(_) => self.painted(Paint::Yellow, &line)?,
+            None => self.painted(Paint::Bold, &line)?,
+        }
+        self.out.write_char('\n')?;
+        if self.style.combined_only {
+            return Ok(());
+        }
+        self.background(target)?;
+        let width = target.sites.len().to_string().len();
+        for (index, site) in target.sites.iter().enumerate() {
+            self.site(index + 1, width, site)?;
+        }
+        if target.sites_cut > 0 {
+            let sites = units::counted(target.sites_cut, "more call stack");
+            writeln!(self.out, "\n  … {sites}: {} (--top 0 shows all)", held(&target.cut_totals, "block"))?;
+        }
+        Ok(())
+    }
+
+    /// What puts a target's numbers into proportion.
+    fn background(&mut self, target: &TargetView) -> fmt::Result {
+        let mut words = vec![format!(
+            "allocated {0}{1}, freed {0}{2}",
+            about(&target.totals),
+            sum(target.totals.allocated_bytes, target.totals.allocated_count),
+            sum(target.totals.freed_bytes, target.totals.freed_count)
+        )];
+        if let Some(bytes) = target.heap_before_attach_bytes.filter(|bytes| *bytes > 0) {
+            words.push(format!("{} of heap from before tracing", units::bytes(bytes)));
+        }
+        if let Some(frees) = target.unmatched_frees.filter(|frees| *frees > 0) {
+            words.push(format!("{} of blocks from before tracing", units::counted(frees, "free")));
+        }
+        if let Some(bytes) = target.rss_bytes {
+            words.push(format!("RSS {}", units::bytes(bytes)));
+        }
+        self.items("", &words)?;
+        let names: Vec<String> = target
+            .allocators
+            .iter()
+            .map(|allocator| format!("{} in {}", escape(&allocator.name), escape(base_name(&allocator.file))))
+            .collect();
+        self.items("allocators: ", &names)?;
+        self.mappings(target)?;
+        self.items("call stacks: ", &stack_ends(target))
+    }
+
+    /// Items separated by semicolons, broken into lines between items; nothing where there are none.
+    fn items(&mut self, title: &str, items: &[String]) -> fmt::Result {
+        if items.is_empty() {
+            return Ok(());
+        }
+        let mut line = format!("  {title}");
+        for (index, item) in items.iter().enumerate() {
+            let separator = if index + 1 < items.len() { "; " } else { "" };
+            if index > 0 && line.chars().count() + item.chars().count() + 1 > self.style.width {
+                writeln!(self.out, "{}", line.trim_end())?;
+                line = "    ".to_owned();
+            }
+            line.push_str(item);
+            line.push_str(separator);
+        }
+        writeln!(self.out, "{line}")
+    }
+
+    fn mappings(&mut self, target: &TargetView) -> fmt::Result {
+        let m = &target.mappings;
+        let words: Vec<String> = [
+            (m.program_bytes, "mapped by the program"),
+            (m.allocator_bytes, "by allocators"),
+            (m.break_bytes, "program break"),
+            (m.stack_bytes, "thread stacks"),
+            (m.reserved_bytes, "reserved without access"),
+        ]
+        .into_iter()
+        .filter(|(bytes, _)| *bytes > 0)
+        .map(|(bytes, what)| format!("{} {what}", units::bytes(bytes)))
+        .collect();
+        self.items("mappings: ", &words)
+    }
+
+    fn site(&mut self, number: usize, width: usize, site: &SiteView) -> fmt::Result {
+        let noun = if site.kind == SiteKind::Mapping { "mapping" } else { "block" };
+        let mut line = held(&site.totals, noun);
+        if let Some(growth) = site.growth_bytes_per_second {
+            write!(line, ", {}", units::rate(growth))?;
+        }
+        if let Some(age) = site.oldest_age_ns {
+            write!(line, ", oldest {}", units::duration(age))?;
+        }
+        if site.totals.freed_count > 0 {
+            let (freed, made) = (site.totals.freed_count, site.totals.allocated_count);
+            let about = about(&site.totals);
+            write!(line, ", {about}{} of {} freed", units::count(freed), units::count(made))?;
+        }
+        write!(self.out, "\n  {number:>width$}. ")?;
+        self.painted(Paint::Bold, &line)?;
+        self.painted(Paint::Dim, &format!("  [{}]", site.id))?;
+        self.out.write_char('\n')?;
+        let indent = width + 4;
+        if let Some(finding) = &site.finding {
+            let paint = if finding.confidence == Confidence::High { Paint::Red } else { Paint::Yellow };
+            self.indent(indent)?;
+            self.painted(paint, &format!("{}: {}", verdict(finding.confidence), finding.evidence))?;
+            self.out.write_char('\n')?;
+        }
+        self.stack(&site.frames, site.stack_end, indent)?;
+        site.blocks.iter().try_for_each(|block| self.block(block, indent))?;
+        let listed = site.totals.sampled.map_or(site.totals.outstanding_count, |sampled| sampled.samples);
+        let more = listed.saturating_sub(site.blocks.len() as u64);
+        if more > 0 && !site.blocks.is_empty() {
+            self.indent(indent)?;
+            writeln!(self.out, "… {}", units::counted(more, "younger block"))?;
+        }
+        Ok(())
+    }
+
+    fn block(&mut self, block: &BlockView, indent: usize) -> fmt::Result {
+        self.indent(indent)?;
+        let (size, age) = (units::bytes(block.size_bytes), units::duration(block.age_ns));
+        writeln!(self.out, "0x{:012x}  {size:>10}  {age:>7} old", block.address)
+    }
+
+    fn stack(&mut self, frames: &[Frame], stack_end: &str, indent: usize) -> fmt::Result {
+        for frame in frames {
+            self.indent(indent)?;
+            let line = frame_line(frame);
+            writeln!(self.out, "{}", cut(&line, self.style.width.saturating_sub(indent).max(20)))?;
+        }
+        if let Some(reason) = why_it_ends(stack_end) {
+            self.indent(indent)?;
+            self.painted(Paint::Dim, &reason)?;
+            self.out.write_char('\n')?;
+        }
+        Ok(())
+    }
+
+    fn losses(&mut self, snapshot: &Snapshot) -> fmt::Result {
+        let class =
+            |name: &str| Counter::ALL.iter().find(|counter| counter.name() == name).map(|c| c.class());
+        let list = |wanted: fn(Option<Class>) -> bool| {
+            let items = snapshot.losses.iter().filter(|(name, count)| **count > 0 && wanted(class(name)));
+            items.map(|(name, count)| format!("{} {}", units::count(*count), words(name))).collect::<Vec<_>>()
+        };
+        let lost = list(|class| !matches!(class, Some(Class::Detail | Class::Activity)));
+        let approximate = list(|class| class == Some(Class::Detail));
+        self.out.write_char('\n')?;
+        if lost.is_empty() {
+            self.out.write_str("Lost: nothing.")?;
+        } else {
+            self.painted(Paint::Red, &format!("Lost: {}.", lost.join(", ")))?;
+        }
+        if !approximate.is_empty() {
+            write!(self.out, " Less exact: {}.", approximate.join(", "))?;
+        }
+        self.out.write_char('\n')
+    }
+
+    fn indent(&mut self, columns: usize) -> fmt::Result {
+        write!(self.out, "{:columns$}", "")
+    }
+
+    fn painted(&mut self, paint: Paint, text: &str) -> fmt::Result {
+        if !self.style.color {
+            return self.out.write_str(text);
+        }
+        let code = match paint {
+            Paint::Bold => "1",
+            Paint::Red => "1;31",
+            Paint::Yellow => "1;33",
+            Paint::Dim => "2",
+        };
+        write!(self.out, "\x1b[{code}m{text}\x1b[0m")
+    }
+}
+
+/// One frame in a line: name, offset, source, module, and what is special about it.
+pub(super) fn frame_line(frame: &Frame) -> String {
+    let module = frame.module.as_deref().map_or("?", base_name);
+    let place = match frame.module_offset {
+        Some(offset) => format!("{}+{offset:#x}", escape(module)),
+        None => escape(module),
+    };
+    let guessed = if frame.guessed { " (guessed)" } else { "" };
+    let Some(function) = &frame.function else {
+        let reason = frame.reason.unwrap_or("no name");
+        return format!("{:#x} in {place} ({reason}){guessed}", frame.address);
+    };
+    let mut line = escape(function);
+    if let Some(offset) = frame.offset {
+        line.push_str(&format!("+{offset:#x}"));
+    }
+    if let Some(file) = &frame.file {
+        line.push_str(&format!(" at {}", escape(file)));
+        if let Some(number) = frame.line {
+            line.push_str(&format!(":{number}"));
+        }
+    }
+    if frame.inlined {
+        line.push_str(" (inlined)");
+    } else {
+        line.push_str(&format!(" in {}", escape(module)));
+    }
+    line + guessed
+}
+
+/// The last line of a stack that does not reach its outermost function; names are
+/// [`leaktrace_common::unwind::Stop::name`] and those of [`crate::model::stacks`].
+fn why_it_ends(stack_end: &str) -> Option<String> {
+    match stack_end {
+        "complete" | "none" | "" => None,
+        "not_recorded" => Some("… the frames of this stack were not recorded".to_owned()),
+        "frame_pointers" => Some("… walked by frame pointers: frames may be missing".to_owned()),
+        _ => Some(format!("… cut by {}", end_words(stack_end).unwrap_or("an unknown cause"))),
+    }
+}
+
+/// What cut a stack.
+fn end_words(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "no_mapping" => "an address in no known mapping",
+        "no_cfi" => "missing unwind information",
+        "read_fault" => "unreadable stack memory",
+        "unsupported" => "an unsupported unwind rule",
+        "zero_return" => "a return address of zero",
+        "depth" => "--stack-depth",
+        "backwards" => "a frame not above the one before it",
+        "trampoline" => "another tool's return probe",
+        "guessed" => "a guess that led nowhere",
+        "frame_pointers" => "the end of frame pointers",
+        "not_recorded" => "a full stack table",
+        _ => return None,
+    })
+}
+
+/// What a cause counts, to stand after a number.
+fn words(name: &str) -> String {
+    let known = match name {
+        "unmatched_frees" => "frees of unknown blocks",
+        "blocks_full" => "allocations beyond --max-blocks",
+        "sites_full" => "allocations beyond --max-sites",
+        "threads_full" => "allocations of threads beyond the thread table",
+        "lost_returns" => "calls whose return was never seen",
+        "missed_frees" => "frees that were not seen",
+        "read_failures" => "values that could not be read",
+        "events_dropped" => "events dropped",
+        "trace_dropped" => "trace lines dropped",
+        "stacks_deferred" => "stacks sent late",
+        "stacks_full" => "stacks beyond the stack table",
+        "copies_dropped" => "stack copies dropped",
+        "reuse_mismatches" => "stacks that differ when walked again",
+        _ => match name.strip_prefix("stop_").and_then(end_words) {
+            Some(end) => return format!("stacks cut by {end}"),
+            None => return escape(&name.replace('_', " ")),
+        },
+    };
+    known.to_owned()
+}
+
+/// Why stacks end, over all of a target's sites; nothing where all are complete.
+fn stack_ends(target: &TargetView) -> Vec<String> {
+    let all: u64 = target.stack_ends.values().sum();
+    let complete = ["complete", "none"].iter().filter_map(|name| target.stack_ends.get(*name)).sum::<u64>();
+    if complete == all {
+        return Vec::new();
+    }
+    let cut = target.stack_ends.iter().filter(|(name, _)| !matches!(name.as_str(), "complete" | "none"));
+    [format!("{} of {} complete", units::count(complete), units::count(all))]
+        .into_iter()
+        .chain(cut.map(|(name, count)| {
+            let reason = end_words(name).map_or_else(|| escape(name), str::to_owned);
+            format!("{} cut by {reason}", units::count(*count))
+        }))
+        .collect()
+}
+
+pub(super) fn mode(mode: Mode) -> String {
+    match mode {
+        Mode::Exact => "every call".to_owned(),
+        Mode::Sampled { interval_bytes } => format!("one sample in {}", units::bytes(interval_bytes)),
+        Mode::Growth => "mappings and RSS only".to_owned(),
+    }
+}
+
+fn state(target: &TargetView) -> String {
+    match target.exited {
+        Some(exited) => match (exited.code, exited.signal) {
+            (_, Some(signal)) => format!(" (killed by signal {signal})"),
+            (Some(code), None) => format!(" (exited with {code})"),
+            (None, None) => " (exited)".to_owned(),
+        },
+        None if target.execed => " (replaced by exec)".to_owned(),
+        None => String::new(),
+    }
+}
+
+pub(super) fn verdict(confidence: Confidence) -> &'static str {
+    match confidence {
+        Confidence::High => "leak",
+        Confidence::Medium => "likely leak",
+        Confidence::Low => "possible leak",
+    }
+}
+
+/// Below this number of samples an interval is so lopsided that both its ends are said.
+const FEW_SAMPLES: u64 = 20;
+
+fn held(totals: &Totals, noun: &str) -> String {
+    let size = units::bytes(totals.outstanding_bytes);
+    let count = units::counted(totals.outstanding_count, noun);
+    let Some(sampled) = totals.sampled else { return format!("{size} in {count}") };
+    let bytes = sampled.bytes();
+    match sampled.samples {
+        // What is not sampled (mappings among the call stacks that were cut) is known all the same.
+        0 if totals.outstanding_bytes > 0 => format!("{size} in {count} and nothing sampled"),
+        0 => format!("under {}", units::bytes(bytes.high.unwrap_or(0))),
+        FEW_SAMPLES.. => {
+            let spread = match totals.error_count {
+                0 => String::new(),
+                error => format!(" ± {}", units::count(error)),
+            };
+            format!("{size} ± {} in {count}{spread}", units::bytes(totals.error_bytes))
+        }
+        samples => {
+            let other = totals.outstanding_bytes.saturating_sub(bytes.value);
+            let end = |end: u64| units::bytes(end.saturating_add(other));
+            let high = end(bytes.high.unwrap_or(bytes.value));
+            format!(
+                "{size} ({} to {high}) in {count}, by {}",
+                end(bytes.low),
+                units::counted(samples, "sample")
+            )
+        }
+    }
+}
+
+/// How a sum that may be an estimate begins.
+fn about(totals: &Totals) -> &'static str {
+    if totals.sampled.is_some() { "about " } else { "" }
+}
+
+fn sum(bytes: u64, count: u64) -> String {
+    format!("{} in {}", units::bytes(bytes), units::counted(count, "block"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+//! The code of one process at one time: which file, and which place in it, an address belongs to.
+use std::sync::Arc;
+
+use super::module::{MapLine, Module, Modules, plain_path};
+
+/// What lies at an address.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// A mapped file.
+    File {
+        /// The file.
+        module: Arc<Module>,
+        /// Where in the file.
+        file_offset: u64,
+    },
+    /// A mapped file that could not be opened.
+    Unopened {
+        /// Its path. Hostile.
+        path: String,
+        /// Where in the file.
+        file_offset: u64,
+    },
+    /// Code in anonymous memory: made by a just-in-time compiler.
+    Generated,
+    /// No code.
+    Nothing,
+}
+
+#[derive(Clone, Debug)]
+struct Region {
+    start: u64,
+    end: u64,
+    offset: u64,
+    content: Content,
+}
+
+#[derive(Clone, Debug)]
+enum Content {
+    File(Arc<Module>),
+    Unopened(String),
+    Generated,
+}
+
+/// The executable mappings of one process.
+#[derive(Clone, Debug, Default)]
+pub struct AddressSpace {
+    /// The process.
+    pub pid: u32,
+    regions: Vec<Region>,
+}
+
+impl AddressSpace {
+    /// Takes the lines of /proc/PID/maps and opens the files behind the executable ones. `previous` saves opening
+    /// again what has not changed since.
+    pub fn capture(
+        pid: u32,
+        lines: impl IntoIterator<Item = MapLine>,
+        previous: Option<&AddressSpace>,
+        modules: &mut Modules,
+    ) -> AddressSpace {
+        let mut regions: Vec<Region> = lines
+            .into_iter()
+            .filter(|line| line.executable && line.start < line.end)
+            .map(|line| {
+                let known = previous.and_then(|previous| previous.same(&line));
+                let content = known.unwrap_or_else(|| content(pid, &line, modules));
+                Region { start: line.start, end: line.end, offset: line.offset, content }
+            })
+            .collect();
+        regions.sort_unstable_by_key(|region| region.start);
+        AddressSpace { pid, regions }
+    }
+
+    /// What lies at an address.
+    pub fn place(&self, address: u64) -> Place {
+        let index = self.regions.partition_point(|region| region.end <= address);
+        let Some(region) = self.regions.get(index).filter(|region| region.start <= address) else {
+            return Place::Nothing;
+        };
+        let file_offset = (address - region.start).saturating_add(region.offset);
+        match &region.content {
+            Content::File(module) => Place::File { module: module.clone(), file_offset },
+            Content::Unopened(path) => Place::Unopened { path: path.clone(), file_offset },
+            Content::Generated => Place::Generated,
+        }
+    }
+
+    /// Whether code lies at an address; if not, the process has probably mapped more since.
+    pub fn contains(&self, address: u64) -> bool {
+        !matches!(self.place(address), Place::Nothing)
+    }
+
+    fn same(&self, line: &MapLine) -> Option<Content> {
+        let index = self.regions.binary_search_by_key(&line.start, |region| region.start).ok()?;
+        let region = self.regions.get(index)?;
+        let same = match &region.content {
+            Content::File(module) => {
+                module.path == plain_path(line)
+                    && region.offset == line.offset
+                    && (line.inode == 0 || module.key.is_inode(line.inode))
+            }
+            Content::Unopened(_) => false,
+            Content::Generated => line.path.is_empty(),
+        };
+        (same && region.end == line.end).then(|| region.content.clone())
+    }
+}
+
+fn content(pid: u32, line: &MapLine, modules: &mut Modules) -> Content {
+    // `[anon:…]` is anonymous memory that the program gave a name; `//anon` is shared anonymous memory.
+    if line.path.is_empty() || line.path.starts_with("[anon") || line.path.starts_with("//anon") {
+        return Content::Generated;
+    }
+    match modules.capture(pid, line) {
+        Ok(module) => Content::File(module),
+        Err(_) => Content::Unopened(plain_path(line).to_owned()),
+    }
+}

@@ -1,0 +1,19 @@
+//! The end-to-end tests: real programs under tracing on this kernel, as root. `cargo xtask test` builds what they need
+//! and runs them; a test that cannot run says why and fails.
+
+mod allocators;
+mod bounds;
+mod doctor;
+mod files;
+mod fixtures;
+mod libraries;
+mod life;
+mod mappings;
+mod output;
+mod programs;
+mod refusals;
+mod run;
+mod sampled;
+mod stacks;
+mod survival;
+mod threads;

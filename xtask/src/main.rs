@@ -1,0 +1,60 @@
+//! `cargo xtask …`: the development tasks of leaktrace. Parses the command line; each task has its own file.
+#![expect(clippy::print_stdout, reason = "a development tool talks to the terminal")]
+
+mod bench;
+mod command;
+mod demo;
+mod dist;
+mod setup;
+mod test;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Development tasks of leaktrace.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Find or install what building the kernel side needs, and say what was done.
+    Setup {
+        /// Also install the programs that the tests run.
+        #[arg(long)]
+        tests: bool,
+    },
+    /// Watch leaktrace find the leak in a running program (as root).
+    Demo,
+    /// Everything that CI checks (as root); the last line gives the totals.
+    Test {
+        /// Run only one part: format, clippy, unit, build or e2e.
+        part: Option<test::Part>,
+        /// Run only the end-to-end tests whose name contains this.
+        filter: Option<String>,
+    },
+    /// What tracing costs, as ratios measured in one run (as root); prints a Markdown table.
+    Bench(bench::Options),
+    /// Build the binary that is given to others: static where the toolchain allows, stripped.
+    Dist,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().task {
+        Task::Setup { tests } => setup::run(tests),
+        Task::Demo => demo::run(),
+        Task::Test { part, filter } => return test::run(part, filter.as_deref()),
+        Task::Bench(options) => bench::run(&options),
+        Task::Dist => dist::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

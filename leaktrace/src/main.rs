@@ -2,5 +2,20 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    return_large_buffers();
     leaktrace::cli::main()
 }
+
+/// A summary needs tables of some tens of MiB for a moment. glibc keeps such memory once some of it was freed,
+/// because it raises the size from which it maps blocks apart (mallopt(3), M_MMAP_THRESHOLD); set by hand, the
+/// size stays, and what a summary took goes back to the system.
+#[cfg(target_env = "gnu")]
+fn return_large_buffers() {
+    const THRESHOLD_BYTES: libc::c_int = 256 << 10;
+    // SAFETY: no thread has been started, and the call only sets a number.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, THRESHOLD_BYTES) };
+}
+
+/// Other C libraries give large blocks back by themselves.
+#[cfg(not(target_env = "gnu"))]
+fn return_large_buffers() {}

@@ -6,6 +6,9 @@ use super::site_id::SiteId;
 /// Points kept of one site; when there are more, the ones that lie closest together leave.
 pub const MAX_POINTS: usize = 24;
 
+/// Room that is made for more points.
+const POINTS_AT_A_TIME: usize = 5;
+
 /// What a site held at one time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Point {
@@ -34,6 +37,10 @@ impl History {
     pub fn record(&mut self, time_ns: u64, points: impl IntoIterator<Item = (SiteId, Point)>) {
         for (id, point) in points {
             let series = self.series.entry(id).or_default();
+            if series.len() == series.capacity() {
+                // Doubling would keep room for points that never come.
+                series.reserve_exact(POINTS_AT_A_TIME);
+            }
             series.push(point);
             if series.len() > MAX_POINTS {
                 thin(series);

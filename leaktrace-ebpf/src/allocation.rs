@@ -102,7 +102,7 @@ impl<'a> Hit<'a> {
     #[inline(always)]
     pub fn passes_call(&mut self, slot: u64, watch: (u64, u64)) -> Option<bool> {
         let start = Start { ip: read_user(slot)?, sp: slot.wrapping_add(8), exact: false };
-        stack::passes_call(self.tid, self.target, self.thread, self.regs, start, watch)
+        stack::passes_call(self.target, self.thread, self.regs, start, watch)
     }
 
     /// Ends the call under way without a result.

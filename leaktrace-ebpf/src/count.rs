@@ -2,7 +2,7 @@
 use core::{arch::asm, hint::black_box};
 use leaktrace_common::counter::{Counter, TALLY_WORDS};
 
-use crate::maps::TALLIES;
+use crate::maps::{TALLIES, Tally};
 
 /// Adds `amount` to a word that other CPUs and preempted programs may add to as well. In assembly because
 /// `core` has no atomic addition for this target.
@@ -22,21 +22,33 @@ pub fn increment(word: *mut u32) {
 /// Counts one `counter` for the process `tgid`.
 #[inline(always)]
 pub fn count(tgid: u32, counter: Counter) {
-    count_by(tgid, counter, 1);
+    Counters::of(tgid).add(counter, 1);
 }
 
-/// Counts `amount` of `counter` for the process `tgid`.
-#[inline(always)]
-pub fn count_by(tgid: u32, counter: Counter, amount: u64) {
-    count_at(tgid, counter as u32, amount);
-}
+/// The tally of a process, looked up once for several counts.
+#[derive(Clone, Copy)]
+pub struct Counters(Option<*mut Tally>);
 
-/// Counts `amount` of the counter with this index, which is masked to the tally's length.
-#[inline(always)]
-pub fn count_at(tgid: u32, index: u32, amount: u64) {
-    if let Some(tally) = TALLIES.get_ptr_mut(tgid) {
-        let index = (black_box(index) as usize) & (TALLY_WORDS - 1);
-        // SAFETY: the masked index lies in the tally.
-        add(unsafe { tally.cast::<u64>().add(index) }, amount);
+impl Counters {
+    /// Those of the process `tgid`.
+    #[inline(always)]
+    pub fn of(tgid: u32) -> Counters {
+        Counters(TALLIES.get_ptr_mut(tgid))
+    }
+
+    /// Adds `amount` to `counter`.
+    #[inline(always)]
+    pub fn add(self, counter: Counter, amount: u64) {
+        self.add_at(counter as u32, amount);
+    }
+
+    /// Adds `amount` to the counter with this index, which is masked to the tally's length.
+    #[inline(always)]
+    pub fn add_at(self, index: u32, amount: u64) {
+        if let Some(tally) = self.0 {
+            let index = (black_box(index) as usize) & (TALLY_WORDS - 1);
+            // SAFETY: the masked index lies in the tally.
+            add(unsafe { tally.cast::<u64>().add(index) }, amount);
+        }
     }
 }

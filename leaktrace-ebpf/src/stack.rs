@@ -10,7 +10,7 @@ use leaktrace_common::{
 };
 
 use crate::{
-    count::{count, count_at, count_by},
+    count::{Counters, count},
     maps::{STACK_IDS, STACKS},
     registers::Registers,
     reuse,
@@ -42,21 +42,24 @@ pub fn take(
     if target.stack_depth == 0 {
         return NO_STACK;
     }
-    let mut hash = walk_once(tid, target, thread, regs, start, walk::flags::MAY_REUSE);
+    let mut hash = walk_once(target, thread, regs, start, walk::flags::MAY_REUSE);
+    let counters = Counters::of(tgid);
     if thread.walk.flags & walk::flags::REUSED != 0 {
-        count(tgid, Counter::StacksReused);
+        counters.add(Counter::StacksReused, 1);
         if target.flags & target::flags::VERIFY_REUSE != 0 {
             let frames = thread.walk.count;
-            let full = walk_once(tid, target, thread, regs, start, 0);
+            let full = walk_once(target, thread, regs, start, 0);
             if full != hash || thread.walk.count != frames {
-                count(tgid, Counter::ReuseMismatches);
+                counters.add(Counter::ReuseMismatches, 1);
             }
             hash = full;
         }
     }
-    count(tgid, Counter::Stacks);
-    count_by(tgid, Counter::Frames, thread.walk.count as u64);
-    count_stop(tgid, thread.walk.stop);
+    counters.add(Counter::Stacks, 1);
+    counters.add(Counter::Frames, thread.walk.count as u64);
+    if let Some(index) = Counter::index_of_stop(thread.walk.stop) {
+        counters.add_at(index, 1);
+    }
     let hash = hash_step(hash, (target.owner as u64) << 32 | target.generation as u64);
     let hash = if hash <= NO_STACK { NO_STACK + 1 } else { hash };
     intern(tid, tgid, target, thread, hash);
@@ -66,7 +69,6 @@ pub fn take(
 /// Walks, and keeps what was found; returns the hash of the frames.
 #[inline(always)]
 fn walk_once(
-    tid: u32,
     target: &Target,
     thread: &mut Thread,
     regs: &Registers,
@@ -89,7 +91,6 @@ fn walk_once(
 /// `start` passes that word. `None` where the walk cannot tell.
 #[inline(always)]
 pub fn passes_call(
-    tid: u32,
     target: &Target,
     thread: &mut Thread,
     regs: &Registers,
@@ -174,12 +175,5 @@ fn intern(tid: u32, tgid: u32, target: &Target, thread: &mut Thread, hash: u64) 
     if unsafe { bpf_ringbuf_output(ring, record, bytes, 0) } != 0 {
         let _ = STACK_IDS.remove(hash);
         count(tgid, Counter::StacksDeferred);
-    }
-}
-
-#[inline(always)]
-fn count_stop(tgid: u32, stop: u32) {
-    if let Some(index) = Counter::index_of_stop(stop) {
-        count_at(tgid, index, 1);
     }
 }

@@ -40,6 +40,8 @@ const DEBIAN_TESTS: &[&str] = &[
     "python3",
     "golang-go",
     "graphviz",
+    "dwz",
+    "xz-utils",
 ];
 
 /// Sets everything up; does nothing where everything is there.

@@ -53,6 +53,8 @@ pub struct TraceOptions {
     pub debug: bool,
     /// Directories with separate debug files.
     pub debug_dirs: Vec<std::path::PathBuf>,
+    /// Servers with debug information.
+    pub debuginfod_urls: Vec<String>,
 }
 
 impl TraceOptions {
@@ -84,6 +86,7 @@ impl Default for TraceOptions {
             sizes: Sizes::default(),
             debug: false,
             debug_dirs: Vec::new(),
+            debuginfod_urls: Vec::new(),
         }
     }
 }

@@ -122,6 +122,7 @@ impl Tracer {
         tracing::debug!(link = link.name(), tracefs = tracefs.describe(), "kernel side is ready");
         let mut limits = symbolize::Limits::default();
         limits.debug_dirs.splice(0..0, options.debug_dirs.iter().cloned());
+        limits.debuginfod.urls.clone_from(&options.debuginfod_urls);
         Ok(Tracer {
             discovery: Discovery::new(options.discover.clone()),
             symbolizer: Symbolizer::new(limits),
@@ -745,6 +746,7 @@ impl Tracer {
                 ));
             }
         }
+        notes.extend(self.symbolizer.messages());
         if self.finished_unlisted > 0 {
             notes.push(format!("{} more processes ended and are not listed", self.finished_unlisted));
         }

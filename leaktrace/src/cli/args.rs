@@ -250,6 +250,16 @@ pub struct TraceArgs {
     /// Also look here for separate debug information; may be repeated
     #[arg(long = "debug-dir", value_name = "DIR", help_heading = "Report")]
     pub debug_dirs: Vec<PathBuf>,
+    /// Fetch debug information that this host lacks from these debuginfod servers, separated by spaces
+    #[arg(
+        long,
+        value_name = "URLS",
+        env = "DEBUGINFOD_URLS",
+        hide_env_values = true,
+        value_delimiter = ' ',
+        help_heading = "Report"
+    )]
+    pub debuginfod: Vec<String>,
 
     /// How allocations are recorded [default of attach: sampled, with --trace exact; of run: exact]
     #[arg(long, value_enum, help_heading = "How")]

@@ -58,6 +58,7 @@ pub(super) fn options(args: &TraceArgs, mode: ModeArg) -> Result<TraceOptions> {
         sizes: Sizes { sites: u32::try_from(args.max_sites)?, ..defaults },
         debug: args.debug,
         debug_dirs: args.debug_dirs.clone(),
+        debuginfod_urls: args.debuginfod.iter().filter(|url| !url.is_empty()).cloned().collect(),
     })
 }
 

@@ -9,7 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{elf::Layout, module::Module};
+use super::{
+    elf::Layout,
+    module::{Module, hexadecimal},
+};
 
 /// Where distributions install debug information.
 pub const DEFAULT_DEBUG_DIR: &str = "/usr/lib/debug";
@@ -21,12 +24,41 @@ pub(super) fn find(module: &Module, directories: &[PathBuf]) -> Option<(File, La
 }
 
 fn by_build_id(module: &Module, directories: &[PathBuf]) -> Option<(File, Layout)> {
-    let id = module.build_id.as_deref().filter(|id| id.len() >= 16)?;
-    let (first, rest) = id.split_at_checked(2)?;
+    let id = module.layout.as_ref()?.build_id.as_deref()?;
+    directories.iter().find_map(|directory| with_build_id(&build_id_path(directory, id)?, id))
+}
+
+/// Where a file with this build id is kept; none for ids that are too short to mean one file.
+fn build_id_path(directory: &Path, id: &[u8]) -> Option<PathBuf> {
+    let (first, rest) = id.split_first().filter(|(_, rest)| rest.len() >= 7)?;
+    let name = format!("{}.debug", hexadecimal(rest));
+    Some(directory.join(".build-id").join(format!("{first:02x}")).join(name))
+}
+
+/// Opens a file that must have this build id.
+fn with_build_id(path: &Path, id: &[u8]) -> Option<(File, Layout)> {
+    open(path).filter(|(_, layout)| layout.build_id.as_deref() == Some(id))
+}
+
+/// The file that dwz moved the common parts of several debug files to (`.gnu_debugaltlink`): by its build id, else
+/// by the part of its path from `.dwz` on. Also gives the build id that the link asks for.
+pub(super) fn supplement(
+    file: &File,
+    layout: &Layout,
+    directories: &[PathBuf],
+) -> Option<(File, Layout, Vec<u8>)> {
+    let (link, id) = layout.alternate_link(file)?;
+    let inside = link
+        .split_once(".dwz/")
+        .map(|(_, inside)| Path::new(inside))
+        .filter(|inside| inside.components().all(|part| matches!(part, std::path::Component::Normal(_))));
     directories.iter().find_map(|directory| {
-        let path = directory.join(".build-id").join(first).join(format!("{rest}.debug"));
-        let (file, layout) = open(&path)?;
-        same_build_id(module, &layout).then_some((file, layout))
+        let by_name = inside.map(|inside| directory.join(".dwz").join(inside));
+        let (file, layout) = [build_id_path(directory, &id), by_name]
+            .into_iter()
+            .flatten()
+            .find_map(|path| with_build_id(&path, &id))?;
+        Some((file, layout, id.clone()))
     })
 }
 
@@ -53,7 +85,8 @@ fn open(path: &Path) -> Option<(File, Layout)> {
     Some((file, layout))
 }
 
-fn same_build_id(module: &Module, layout: &Layout) -> bool {
+/// Whether a debug file says that it belongs to the module.
+pub(super) fn same_build_id(module: &Module, layout: &Layout) -> bool {
     let ours = module.layout.as_ref().and_then(|layout| layout.build_id.as_ref());
     ours.is_some() && ours == layout.build_id.as_ref()
 }

@@ -59,7 +59,10 @@ impl Layout {
         let mut layout = Layout::default();
         let notes = layout.read_segments(file, &header)?;
         layout.read_sections(file, &header)?;
-        layout.build_id = notes.iter().find_map(|(offset, bytes)| build_id(file, *offset, *bytes));
+        // A file that dwz made has no segments.
+        let section = layout.section(".note.gnu.build-id").map(|note| (note.offset, note.size_bytes));
+        layout.build_id =
+            notes.into_iter().chain(section).find_map(|(offset, bytes)| build_id(file, offset, bytes));
         layout.header = header;
         Ok(layout)
     }
@@ -150,6 +153,22 @@ impl Layout {
         let checksum = bytes.get((end + 4) & !3..)?.get(..4)?;
         let plain = !name.is_empty() && !name.contains('/') && name != "." && name != "..";
         plain.then(|| (name.to_owned(), u32_at(checksum, 0)))
+    }
+
+    /// The path and the build id in `.gnu_debugaltlink`, as dwz writes them.
+    pub(super) fn alternate_link(&self, file: &File) -> Option<(String, Vec<u8>)> {
+        let section = self.section(".gnu_debugaltlink").filter(|section| section.size_bytes <= 4096)?;
+        let bytes = read_exact(file, section.offset, usize::try_from(section.size_bytes).ok()?).ok()?;
+        let end = bytes.iter().position(|byte| *byte == 0)?;
+        let path = std::str::from_utf8(bytes.get(..end)?).ok()?.to_owned();
+        let id = bytes.get(end + 1..)?;
+        (!id.is_empty() && id.len() <= 64).then(|| (path, id.to_vec()))
+    }
+
+    /// Whether it has a symbol table besides the dynamic one.
+    pub(super) fn has_symbol_table(&self) -> bool {
+        const SHT_SYMTAB: u32 = 2;
+        self.sections.iter().any(|section| section.kind == SHT_SYMTAB)
     }
 }
 

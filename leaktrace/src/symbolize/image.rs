@@ -4,8 +4,9 @@
 //! reader, a root process, would die of SIGBUS or see data change under its checks. So symbol tables and the
 //! `.debug_` sections that are used are copied into a sealed memfd with pread, up to a bound, and blazesym gets
 //! that. On the way, compressed sections are unpacked (to no more than the size they declare, within the same
-//! bound) and every other section loses its name: links to other files (`.gnu_debuglink`, `.gnu_debugaltlink`,
-//! `.debug_sup`) could otherwise make blazesym open a path that the target chose. Text and data are not copied: a
+//! bound) and every other section loses its name: links to other files (`.gnu_debuglink`, `.debug_sup`) could otherwise
+//! make blazesym open a path that the target chose. The one link that stays, `.gnu_debugaltlink`, is rewritten to
+//! lead to another such copy. Text and data are not copied: a
 //! stripped 150 MB library costs the few megabytes of its dynamic symbols, and a copy lives only as long as
 //! addresses are being resolved. Debug information that nests too deep to be read safely is left out (`nesting`).
 use std::{
@@ -25,6 +26,7 @@ use super::{
 
 const SHT_NULL: u32 = 0;
 const SHT_SYMTAB: u32 = 2;
+const SHT_NOTE: u32 = 7;
 const SHT_NOBITS: u32 = 8;
 const SHT_DYNSYM: u32 = 11;
 const SHF_COMPRESSED: u64 = 0x800;
@@ -44,6 +46,9 @@ const DEBUG_SECTIONS: [&str; 11] = [
     ".debug_types",
 ];
 
+/// The directory of all copies: the only one that blazesym may look for other files in.
+pub(super) const DIRECTORY: &str = "/proc/self/fd";
+
 /// The copy.
 #[derive(Debug)]
 pub(super) struct Image {
@@ -55,12 +60,26 @@ pub(super) struct Image {
     pub(super) cut: bool,
 }
 
+/// Where the parts of a file's debug information are that dwz moved out of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Supplement<'a> {
+    /// Their copy.
+    pub(super) image: &'a Image,
+    /// Its build id.
+    pub(super) build_id: &'a [u8],
+}
+
 impl Image {
     /// Copies what is needed of `file`, at most `limit_bytes`; without debug information if only that fits.
-    pub(super) fn copy(file: &File, layout: &Layout, limit_bytes: u64) -> io::Result<Image> {
-        match Image::copy_sections(file, layout, limit_bytes, true) {
+    pub(super) fn copy(
+        file: &File,
+        layout: &Layout,
+        supplement: Option<Supplement<'_>>,
+        limit_bytes: u64,
+    ) -> io::Result<Image> {
+        match Image::copy_sections(file, layout, supplement, limit_bytes, true) {
             Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
-                let mut image = Image::copy_sections(file, layout, limit_bytes, false)?;
+                let mut image = Image::copy_sections(file, layout, None, limit_bytes, false)?;
                 image.cut = true;
                 Ok(image)
             }
@@ -70,10 +89,16 @@ impl Image {
 
     /// A path that opens the copy while it lives.
     pub(super) fn path(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+        PathBuf::from(DIRECTORY).join(self.file.as_raw_fd().to_string())
     }
 
-    fn copy_sections(file: &File, layout: &Layout, limit_bytes: u64, debug: bool) -> io::Result<Image> {
+    fn copy_sections(
+        file: &File,
+        layout: &Layout,
+        supplement: Option<Supplement<'_>>,
+        limit_bytes: u64,
+        debug: bool,
+    ) -> io::Result<Image> {
         let mut copy = Copy { out: memfd()?, at: HEADER_BYTES, limit_bytes };
         let wanted = wanted(layout, debug);
         let table_at = copy.reserve((layout.sections.len() * SECTION_BYTES) as u64)?;
@@ -82,8 +107,12 @@ impl Image {
         let (mut info, mut abbreviations) = (None, (0, 0));
         for (section, wanted) in layout.sections.iter().zip(&wanted) {
             let mut raw = section.raw;
-            if *wanted {
-                let (offset, bytes) = copy.section(file, section)?;
+            let link = supplement.filter(|_| section.name == ".gnu_debugaltlink");
+            if *wanted || link.is_some() {
+                let (offset, bytes) = match link {
+                    Some(supplement) => copy.link(supplement)?,
+                    None => copy.section(file, section)?,
+                };
                 put(&mut raw, 8, &(section.flags & !SHF_COMPRESSED).to_le_bytes());
                 put(&mut raw, 24, &offset.to_le_bytes());
                 put(&mut raw, 32, &bytes.to_le_bytes());
@@ -120,6 +149,7 @@ fn wanted(layout: &Layout, debug: bool) -> Vec<bool> {
         .iter()
         .map(|section| {
             matches!(section.kind, SHT_SYMTAB | SHT_DYNSYM)
+                || (section.kind == SHT_NOTE && section.name == ".note.gnu.build-id")
                 || (debug && section.kind != SHT_NOBITS && DEBUG_SECTIONS.contains(&section.name.as_str()))
         })
         .collect();
@@ -152,6 +182,17 @@ impl Copy {
         let end = offset.checked_add(bytes).filter(|end| *end <= self.limit_bytes);
         self.at = end.ok_or_else(|| io::Error::from(io::ErrorKind::FileTooLarge))?;
         Ok(offset)
+    }
+
+    /// A link to the copy of a supplement, and its size.
+    fn link(&mut self, supplement: Supplement<'_>) -> io::Result<(u64, u64)> {
+        // Relative to the directory of copies.
+        let mut link = format!("{}\0", supplement.image.file.as_raw_fd()).into_bytes();
+        link.extend_from_slice(supplement.build_id);
+        let bytes = link.len() as u64;
+        let offset = self.reserve(bytes)?;
+        self.out.write_all_at(&link, offset)?;
+        Ok((offset, bytes))
     }
 
     /// Where the section lies in the copy, and its size there.

@@ -1,13 +1,14 @@
 //! Address → function, offset, module, file and line, inlined frames; or the reason why not.
 //!
 //! Files are captured when an address is first seen ([`AddressSpace`], [`Module`]); names are found by blazesym in
-//! private copies of their symbol tables (`image` says why), from separate debug information where the host has
-//! it, or in a just-in-time compiler's perf map. Walking stacks is left to `unwind`, remembering them to `model`.
+//! private copies of their symbol tables (`image` says why), from separate debug information where the host or a
+//! server has it, or in a just-in-time compiler's perf map. Walking stacks is left to `unwind`, remembering them to `model`.
 //!
 //! A file can hold anything. Its size and nesting are bounded, links in it to other files are not followed by
 //! blazesym, and a panic inside blazesym costs that file only. [`Limits::debug_info`] turns debug information off.
 use std::{
     collections::HashMap,
+    fs::File,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::Arc,
@@ -21,8 +22,10 @@ use blazesym::symbolize::{
 use crate::model::snapshot::Frame;
 
 mod debug_files;
+mod debuginfod;
 mod elf;
 mod image;
+mod mini_symbols;
 mod module;
 mod nesting;
 mod perf_map;
@@ -30,7 +33,10 @@ mod sources;
 mod space;
 
 pub use debug_files::DEFAULT_DEBUG_DIR;
-use image::Image;
+use debuginfod::Debuginfod;
+pub use debuginfod::Options as DebuginfodOptions;
+use elf::Layout;
+use image::{Image, Supplement};
 pub use module::{MapLine, Module, ModuleKey, Modules};
 use perf_map::PerfMap;
 pub use sources::NameSources;
@@ -49,6 +55,8 @@ pub struct Limits {
     pub debug_info: bool,
     /// Directories with separate debug information.
     pub debug_dirs: Vec<PathBuf>,
+    /// Servers with debug information.
+    pub debuginfod: DebuginfodOptions,
 }
 
 impl Default for Limits {
@@ -59,6 +67,7 @@ impl Default for Limits {
             addresses: 65_536,
             debug_info: true,
             debug_dirs: vec![PathBuf::from(DEFAULT_DEBUG_DIR)],
+            debuginfod: DebuginfodOptions::default(),
         }
     }
 }
@@ -91,6 +100,8 @@ pub mod reason {
 #[derive(Debug)]
 struct Sources {
     images: Vec<Image>,
+    /// What the images refer to: they must live as long.
+    supplements: Vec<Image>,
     failed: Option<&'static str>,
     last_used: u64,
 }
@@ -103,6 +114,7 @@ type Names = HashMap<(ModuleKey, u64), Arc<[Frame]>>;
 pub struct Symbolizer {
     limits: Limits,
     blazesym: blazesym::symbolize::Symbolizer,
+    debuginfod: Debuginfod,
     sources: HashMap<ModuleKey, Sources>,
     uses: u64,
     /// Names in two generations: when the younger is full, the older is dropped.
@@ -115,6 +127,7 @@ impl Symbolizer {
     /// A symbolizer that knows no file yet.
     pub fn new(limits: Limits) -> Symbolizer {
         Symbolizer {
+            debuginfod: Debuginfod::new(limits.debuginfod.clone()),
             limits,
             blazesym: new_blazesym(),
             sources: HashMap::new(),
@@ -196,7 +209,12 @@ impl Symbolizer {
 
     /// Bytes of symbol tables that are held now.
     pub fn held_bytes(&self) -> u64 {
-        self.sources.values().flat_map(|sources| &sources.images).map(|image| image.bytes).sum()
+        self.sources.values().map(Sources::bytes).sum()
+    }
+
+    /// Debug information that should have been had and was not.
+    pub fn messages(&self) -> Vec<String> {
+        self.debuginfod.messages()
     }
 
     /// Forgets what belongs to a process alone.
@@ -226,8 +244,8 @@ impl Symbolizer {
         self.uses += 1;
         let uses = self.uses;
         if !self.sources.contains_key(&module.key) {
-            let sources = Sources::open(module, &self.limits);
-            self.make_room(sources.images.iter().map(|image| image.bytes).sum());
+            let sources = Sources::open(module, &self.limits, &mut self.debuginfod);
+            self.make_room(sources.bytes());
             self.sources.insert(module.key, sources);
         }
         let Some(sources) = self.sources.get_mut(&module.key) else { return vec![nameless(reason::DAMAGED)] };
@@ -260,7 +278,7 @@ impl Symbolizer {
                 .min_by_key(|(_, sources)| sources.last_used)
                 .map(|(key, _)| *key);
             let Some(sources) = oldest.and_then(|key| self.sources.remove(&key)) else { return };
-            for image in &sources.images {
+            for image in sources.images.iter().chain(&sources.supplements) {
                 // Descriptor numbers, and with them paths, come back.
                 if self.blazesym.evict(&evict::Elf::new(image.path()).into()).is_err() {
                     self.blazesym = new_blazesym();
@@ -271,21 +289,26 @@ impl Symbolizer {
 }
 
 impl Sources {
-    fn open(module: &Module, limits: &Limits) -> Sources {
-        let mut sources = Sources { images: Vec::new(), failed: None, last_used: 0 };
+    fn open(module: &Module, limits: &Limits, debuginfod: &mut Debuginfod) -> Sources {
+        let mut sources = Sources { images: Vec::new(), supplements: Vec::new(), failed: None, last_used: 0 };
         let Some(layout) = &module.layout else {
             sources.failed = Some(reason::NOT_ELF);
             return sources;
         };
-        if limits.debug_info
-            && layout.section(".debug_info").is_none()
-            && let Some((file, layout)) = debug_files::find(module, &limits.debug_dirs)
-            && let Ok(image) = Image::copy(&file, &layout, limits.file_bytes)
-        {
-            sources.images.push(image);
+        if limits.debug_info && layout.section(".debug_info").is_none() {
+            let found = debug_files::find(module, &limits.debug_dirs).or_else(|| fetched(module, debuginfod));
+            if let Some((file, layout)) = found {
+                let _ = sources.add(&file, &layout, limits);
+            }
         }
-        match Image::copy(&module.file, layout, limits.file_bytes) {
-            Ok(image) => sources.images.push(image),
+        if sources.images.is_empty()
+            && !layout.has_symbol_table()
+            && let Some((file, layout)) = mini_symbols::find(&module.file, layout)
+        {
+            let _ = sources.add(&file, &layout, limits);
+        }
+        match sources.add(&module.file, layout, limits) {
+            Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => {
                 sources.failed = Some(reason::TOO_LARGE);
             }
@@ -293,6 +316,30 @@ impl Sources {
         }
         sources
     }
+
+    /// Adds a copy of a file, and of what dwz moved out of it.
+    fn add(&mut self, file: &File, layout: &Layout, limits: &Limits) -> std::io::Result<()> {
+        let found = debug_files::supplement(file, layout, &limits.debug_dirs);
+        let supplement = found.and_then(|(file, layout, build_id)| {
+            let image = Image::copy(&file, &layout, None, limits.file_bytes).ok()?;
+            Some((image, build_id))
+        });
+        let link = supplement.as_ref().map(|(image, build_id)| Supplement { image, build_id });
+        self.images.push(Image::copy(file, layout, link, limits.file_bytes)?);
+        self.supplements.extend(supplement.map(|(image, _)| image));
+        Ok(())
+    }
+
+    fn bytes(&self) -> u64 {
+        self.images.iter().chain(&self.supplements).map(|image| image.bytes).sum()
+    }
+}
+
+/// The module's debug file from a server.
+fn fetched(module: &Module, debuginfod: &mut Debuginfod) -> Option<(File, Layout)> {
+    let file = debuginfod.get(module.build_id.as_deref()?)?.try_clone().ok()?;
+    let layout = Layout::read(&file).ok()?;
+    debug_files::same_build_id(module, &layout).then_some((file, layout))
 }
 
 enum Miss {
@@ -306,15 +353,27 @@ fn ask(
     debug_info: bool,
     virtual_offset: u64,
 ) -> Result<Vec<Frame>, Miss> {
-    let mut elf = Elf::new(image.path());
-    elf.debug_syms = debug_info;
-    let source = Source::Elf(elf);
+    let source = |debug_syms| {
+        let mut elf = Elf::new(image.path());
+        elf.debug_syms = debug_syms;
+        Source::Elf(elf)
+    };
     let input = Input::VirtOffset(virtual_offset);
-    let answer = catch_unwind(AssertUnwindSafe(|| match blazesym.symbolize_single(&source, input) {
-        Ok(Symbolized::Sym(symbol)) => Ok(frames_of(&symbol)),
-        Ok(Symbolized::Unknown(why)) => Err(Some(why)),
-        Err(_) => Err(None),
-    }));
+    let answer =
+        catch_unwind(AssertUnwindSafe(|| match blazesym.symbolize_single(&source(debug_info), input) {
+            Ok(Symbolized::Sym(mut symbol)) => {
+                if symbol.name.is_empty() {
+                    // The name lies in another file (dwz) than the line: the symbol table has it, too.
+                    match blazesym.symbolize_single(&source(false), Input::VirtOffset(virtual_offset)) {
+                        Ok(Symbolized::Sym(plain)) => symbol.name = plain.name.into_owned().into(),
+                        _ => return Err(Some(Reason::UnknownAddr)),
+                    }
+                }
+                Ok(frames_of(&symbol))
+            }
+            Ok(Symbolized::Unknown(why)) => Err(Some(why)),
+            Err(_) => Err(None),
+        }));
     match answer {
         Err(_) => Err(Miss::Panicked),
         Ok(Ok(frames)) => Ok(frames),
@@ -331,7 +390,8 @@ fn frames_of(symbol: &Sym<'_>) -> Vec<Frame> {
         Some(code) => (Some(code.to_path().to_string_lossy().into_owned()), code.line),
         None => (None, None),
     };
-    let inlined = symbol.inlined.iter().rev().map(|function| {
+    let named = symbol.inlined.iter().rev().filter(|function| !function.name.is_empty());
+    let inlined = named.map(|function| {
         let (file, line) = place(function.code_info.as_ref());
         Frame { function: Some(bounded(&function.name)), file, line, inlined: true, ..Frame::default() }
     });
@@ -361,7 +421,7 @@ fn nameless(reason: &'static str) -> Frame {
 fn new_blazesym() -> blazesym::symbolize::Symbolizer {
     blazesym::symbolize::Symbolizer::builder()
         .enable_auto_reload(false)
-        .set_debug_dirs(Some::<[PathBuf; 0]>([]))
+        .set_debug_dirs(Some([image::DIRECTORY]))
         .build()
 }
 

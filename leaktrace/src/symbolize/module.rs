@@ -188,6 +188,7 @@ fn vdso(pid: u32, line: &MapLine) -> io::Result<Module> {
     Ok(Module::with_key(key, line.path.clone(), image::memfd_with(&content)?))
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+/// Two digits a byte.
+pub(super) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

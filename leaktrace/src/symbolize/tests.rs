@@ -149,9 +149,6 @@ fn separate_debug_information_is_found_by_build_id_and_by_link() {
         let path = compile(directory.path(), "g++", INLINING, &["-O1", "-g", build_id]);
         let (full, debug) = (directory.path().join("full"), directory.path().join("f.debug"));
         fs::copy(&path, &full).unwrap();
-        let run = |program: &str, words: &[&std::ffi::OsStr]| {
-            assert!(Command::new(program).args(words).status().unwrap().success(), "{program} {words:?}");
-        };
         run("objcopy", &["--only-keep-debug".as_ref(), path.as_ref(), debug.as_ref()]);
         run("strip", &[path.as_ref()]);
         let mut link = std::ffi::OsString::from("--add-gnu-debuglink=");
@@ -206,9 +203,9 @@ fn names_are_found_after_the_process_and_its_file_are_gone() {
 fn too_much_debug_information_leaves_the_symbols() {
     let file = File::open("/proc/self/exe").unwrap();
     let module = Arc::new(Module::open("self".to_owned(), file).unwrap());
-    let whole = Image::copy(&module.file, module.layout.as_ref().unwrap(), u64::MAX).unwrap();
+    let whole = Image::copy(&module.file, module.layout.as_ref().unwrap(), None, u64::MAX).unwrap();
     let limit = whole.bytes - 1;
-    let cut = Image::copy(&module.file, module.layout.as_ref().unwrap(), limit).unwrap();
+    let cut = Image::copy(&module.file, module.layout.as_ref().unwrap(), None, limit).unwrap();
     assert!(cut.cut && cut.bytes < limit);
     let mut symbolizer = Symbolizer::new(Limits { file_bytes: 1000, ..Limits::default() });
     let address = module.layout.as_ref().unwrap().loads.iter().find(|load| load.executable).unwrap().address;
@@ -256,5 +253,156 @@ proptest! {
         for address in *start..*start + 8 {
             prop_assert!(!symbolizer.resolve(&module, address).is_empty());
         }
+    }
+}
+
+fn run(program: &str, words: &[&std::ffi::OsStr]) {
+    let status = Command::new(program).args(words).status();
+    let status = status.unwrap_or_else(|error| panic!("{program} is needed by this test: {error}"));
+    assert!(status.success(), "{program} {words:?}");
+}
+
+/// A program without debug information, its debug file, and a copy that has both.
+fn separated(directory: &std::path::Path) -> (PathBuf, PathBuf, PathBuf) {
+    let path = compile(directory, "g++", INLINING, &["-O1", "-g", "-Wl,--build-id=sha1"]);
+    let (full, debug) = (directory.join("full"), directory.join("f.debug"));
+    fs::copy(&path, &full).unwrap();
+    run("objcopy", &["--only-keep-debug".as_ref(), path.as_ref(), debug.as_ref()]);
+    run("strip", &[path.as_ref()]);
+    (path, debug, full)
+}
+
+/// A server that gives `answer` to each request, and the request lines that it got.
+fn serve(answer: Vec<u8>, delay: std::time::Duration) -> (String, std::sync::mpsc::Receiver<String>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut line = String::new();
+            let mut reader = std::io::BufReader::new(stream.try_clone().unwrap());
+            std::io::BufRead::read_line(&mut reader, &mut line).unwrap();
+            let _ = sender.send(line);
+            std::thread::sleep(delay);
+            let _ = stream.write_all(&answer);
+        }
+    });
+    (url, receiver)
+}
+
+fn response(status: &str, body: &[u8]) -> Vec<u8> {
+    let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    [head.as_bytes(), body].concat()
+}
+
+fn from_servers(urls: &[&str], cache: Option<PathBuf>) -> Limits {
+    let urls = urls.iter().map(|url| (*url).to_owned()).collect();
+    let debuginfod = DebuginfodOptions { urls, cache, ..DebuginfodOptions::default() };
+    Limits { debug_dirs: Vec::new(), debuginfod, ..Limits::default() }
+}
+
+#[test]
+fn debug_information_is_fetched_by_build_id_and_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, debug, full) = separated(directory.path());
+    let (missing, asked_first) = serve(response("404 Not Found", b""), std::time::Duration::ZERO);
+    let answer = response("200 OK", &fs::read(debug).unwrap());
+    let (url, asked) = serve(answer, std::time::Duration::ZERO);
+    let cache = directory.path().join("cache");
+    let limits = from_servers(&[&missing, &url], Some(cache.clone()));
+    let id = module(&path).build_id.clone().unwrap();
+    for _ in 0..2 {
+        assert!(!inlined_frames(&path, &full, limits.clone()).is_empty());
+    }
+    let request = format!("GET /buildid/{id}/debuginfo HTTP/1.1\r\n");
+    assert_eq!(asked_first.try_iter().collect::<Vec<_>>(), std::slice::from_ref(&request));
+    assert_eq!(asked.try_iter().collect::<Vec<_>>(), [request], "the second time it was in the cache");
+    assert!(cache.join(&id).join("debuginfo").is_file());
+    assert_eq!(fs::read_dir(cache.join(&id)).unwrap().count(), 1, "nothing unfinished is left");
+    let uncached = from_servers(&[&url], None);
+    assert!(!inlined_frames(&path, &full, uncached).is_empty(), "without a cache, too");
+}
+
+#[test]
+fn servers_that_lie_fail_or_hang_cost_only_the_lines() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, debug, full) = separated(directory.path());
+    let other =
+        compile(directory.path(), "gcc", "int main(void) { return 1; }", &["-g", "-Wl,--build-id=sha1"]);
+    let foreign = response("200 OK", &fs::read(&other).unwrap());
+    fs::rename(&full, directory.path().join("kept")).unwrap();
+    let (path_again, _, full) = separated(directory.path());
+    assert_eq!(path, path_again);
+    let whole = response("200 OK", &fs::read(debug).unwrap());
+    let (cut, _) = whole.split_at(whole.len() / 2);
+    let brief = std::time::Duration::from_millis(300);
+    for (answer, delay, complains) in [
+        (foreign, std::time::Duration::ZERO, false),
+        (response("500 Broken", b"oh"), std::time::Duration::ZERO, true),
+        (cut.to_vec(), std::time::Duration::ZERO, true),
+        (b"not HTTP at all".to_vec(), std::time::Duration::ZERO, true),
+        (Vec::new(), std::time::Duration::from_secs(60), true),
+    ] {
+        let (url, _asked) = serve(answer, delay);
+        let mut limits = from_servers(&[&url], None);
+        limits.debuginfod.patience = std::time::Duration::from_secs(if delay.is_zero() { 20 } else { 1 });
+        limits.debuginfod.timeout = if delay.is_zero() { limits.debuginfod.timeout } else { brief };
+        let mut symbolizer = Symbolizer::new(limits);
+        let frames = symbolizer.resolve(&module(&path), address_of(&full, OUTER));
+        assert!(frames.iter().all(|frame| frame.line.is_none()), "{frames:?}");
+        assert_eq!(!symbolizer.messages().is_empty(), complains, "{:?}", symbolizer.messages());
+    }
+}
+
+#[test]
+fn the_symbols_that_a_distribution_leaves_are_found() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = "static int __attribute__((noinline, used)) hidden(void) { return 7; }\nint main(void) { return hidden(); }";
+    let path = compile(directory.path(), "gcc", source, &["-O1"]);
+    let address = address_of(&path, "hidden");
+    let mini = directory.path().join("mini");
+    run("objcopy", &["--only-keep-debug".as_ref(), path.as_ref(), mini.as_ref()]);
+    run("xz", &["-f".as_ref(), mini.as_ref()]);
+    run("strip", &[path.as_ref()]);
+    let mut section = std::ffi::OsString::from(".gnu_debugdata=");
+    section.push(directory.path().join("mini.xz"));
+    run("objcopy", &["--add-section".as_ref(), &section, path.as_ref()]);
+    let frames = Symbolizer::new(Limits::default()).resolve(&module(&path), address);
+    assert_eq!(frames[0].function.as_deref(), Some("hidden"), "{frames:?}");
+    fs::write(directory.path().join("mini.xz"), b"\xfd7zXZ\0 this is no stream").unwrap();
+    section = std::ffi::OsString::from(".gnu_debugdata=");
+    section.push(directory.path().join("mini.xz"));
+    run("objcopy", &["--update-section".as_ref(), &section, path.as_ref()]);
+    let frames = Symbolizer::new(Limits::default()).resolve(&module(&path), address);
+    assert_eq!(frames[0].reason, Some("the file is stripped"));
+}
+
+#[test]
+fn parts_that_dwz_moved_out_are_found() {
+    let directory = tempfile::tempdir().unwrap();
+    let debug_dir = directory.path().join("debug");
+    let common = debug_dir.join(".dwz").join("common.debug");
+    fs::create_dir_all(common.parent().unwrap()).unwrap();
+    let (path, debug, full) = separated(directory.path());
+    let id = module(&path).build_id.clone().unwrap();
+    let place = debug_dir.join(".build-id").join(&id[..2]).join(format!("{}.debug", &id[2..]));
+    fs::create_dir_all(place.parent().unwrap()).unwrap();
+    fs::rename(debug, &place).unwrap();
+    // What two programs have in common is moved.
+    let other = directory.path().join("other.debug");
+    fs::copy(&place, &other).unwrap();
+    let mut option = std::ffi::OsString::from("--multifile=");
+    option.push(&common);
+    run("dwz", &[&option, place.as_ref(), other.as_ref()]);
+    assert!(common.is_file());
+    let limits = Limits { debug_dirs: vec![debug_dir], ..Limits::default() };
+    let named = Some("shop::Cart<int>::outer(int)");
+    for is_there in [true, false] {
+        let frames = Symbolizer::new(limits.clone()).resolve(&module(&path), address_of(&full, OUTER));
+        let outer = frames.last().unwrap();
+        assert_eq!((outer.function.as_deref(), outer.line), (named, Some(5)), "{is_there}: {frames:?}");
+        assert!(frames.iter().all(|frame| frame.function.as_deref() != Some("")), "{frames:?}");
+        let _ = fs::remove_file(&common);
     }
 }

@@ -17,12 +17,33 @@ pub enum Kind {
     Call = 5,
     /// Frames of a stack seen for the first time: [`Stack`].
     Stack = 6,
+    /// A process that is not traced may be one that a standing order means: [`Life`], with [`Appearance`] for a status.
+    Appeared = 7,
+    /// The kernel is about to kill a process because memory has run out: [`Life`].
+    OutOfMemory = 8,
 }
+
+/// Why a process that is not traced is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Appearance {
+    /// It has another program.
+    Exec = 1,
+    /// It is in another control group.
+    ControlGroup = 2,
+    /// It has another name. An exec gives one too, before the new program is there.
+    Name = 3,
+}
+
+/// Where the process id can be in the record of `cgroup:cgroup_attach_task`: before Linux 5.16 and its corrections to
+/// older kernels, and since.
+pub const MOVED_PID: [u64; 2] = [20, 24];
 
 impl Kind {
     /// The kind with this number.
     pub fn from_code(code: u32) -> Option<Kind> {
-        [Kind::Fork, Kind::Exec, Kind::Exit, Kind::Mapping, Kind::Call, Kind::Stack]
+        use Kind::{Appeared, Call, Exec, Exit, Fork, Mapping, OutOfMemory, Stack};
+        [Fork, Exec, Exit, Mapping, Call, Stack, Appeared, OutOfMemory]
             .into_iter()
             .find(|kind| *kind as u32 == code)
     }

@@ -32,6 +32,9 @@ unsafe impl Plain for Target {}
 /// No mapping table yet: stacks stop at their first frame with `NoMapping`.
 pub const NO_SLOT: u32 = u32::MAX;
 
+/// The tally of what belongs to no target: no process has this id.
+pub const NOBODY: u32 = 0;
+
 /// Bits of [`Target::flags`].
 pub mod flags {
     /// Send each recorded call as an event.

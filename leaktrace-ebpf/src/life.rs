@@ -1,4 +1,4 @@
-//! Process life: fork, exec and exit of traced processes, as events; thread entries go with their thread.
+//! Process life: fork, exec, exit and death by lack of memory of traced processes, as events; thread entries go with their thread.
 use aya_ebpf::{
     EbpfContext as _, Global,
     helpers::{bpf_probe_read_kernel, generated::bpf_get_current_task},
@@ -22,6 +22,8 @@ use crate::{
 const NEWTASK_PID: usize = 8;
 /// Offset of `clone_flags` in that record.
 const NEWTASK_CLONE_FLAGS: usize = 32;
+/// Offset of `pid` in the `oom:mark_victim` record (Linux 4.14 and later).
+const MARK_VICTIM_PID: usize = 8;
 /// linux/sched.h: the new task shares its maker's memory.
 const CLONE_VM: u64 = 0x0000_0100;
 /// linux/sched.h: the new task is a thread.
@@ -148,6 +150,18 @@ fn thread_exit(context: TracePointContext) -> u32 {
     0
 }
 
+/// The kernel is about to kill a process because memory has run out, the host's or its control group's.
+#[tracepoint]
+fn oom_victim(context: TracePointContext) -> u32 {
+    // SAFETY: the record's layout is part of the tracepoint.
+    let Ok(pid) = (unsafe { context.read_at::<u32>(MARK_VICTIM_PID) }) else { return 0 };
+    // SAFETY: the value is copied at once.
+    let Some(target) = (unsafe { TARGETS.get(pid) }).copied() else { return 0 };
+    let header = header(Kind::OutOfMemory, pid, pid, &target);
+    send(Life { header, child: 0, status: 0, clone_flags: 0 });
+    0
+}
+
 /// The wait status, if this was the process's last thread. Without the kernel's offsets the leader's exit is
 /// taken for the process's.
 fn process_status(leader: bool) -> Option<u32> {
@@ -186,11 +200,19 @@ fn header(kind: Kind, tid: u32, tgid: u32, target: &Target) -> Header {
 }
 
 fn send(life: Life) {
+    if !try_send(life) {
+        count(life.header.tgid, Counter::EventsDropped);
+    }
+}
+
+/// Sends a record; whether there was room.
+pub fn try_send(life: Life) -> bool {
     match EVENTS.reserve(0) {
         Some(mut entry) => {
             entry.write(life);
             entry.submit(0);
+            true
         }
-        None => count(life.header.tgid, Counter::EventsDropped),
+        None => false,
     }
 }

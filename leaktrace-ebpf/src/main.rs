@@ -14,6 +14,7 @@ mod free;
 mod life;
 mod mapping;
 mod maps;
+mod orders;
 mod probes;
 mod registers;
 mod reuse;

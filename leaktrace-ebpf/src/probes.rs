@@ -76,8 +76,9 @@ extern "C" fn free_entry(context: *mut c_void) -> u32 {
     0
 }
 
+/// The cookie that the program was attached with.
 #[inline(always)]
-fn cookie(context: *mut c_void) -> u64 {
+pub fn cookie(context: *mut c_void) -> u64 {
     // SAFETY: the context is this program's.
     unsafe { bpf_get_attach_cookie(context) }
 }

@@ -37,8 +37,8 @@ fn help(subcommand: Option<&str>) -> String {
     rendered.to_string()
 }
 
-const COMMANDS: [&str; 8] =
-    ["run", "attach", "snapshot", "report", "diff", "convert", "flamegraph", "doctor"];
+const COMMANDS: [&str; 9] =
+    ["run", "attach", "ps", "snapshot", "report", "diff", "convert", "flamegraph", "doctor"];
 
 #[test]
 fn help_texts_are_as_reviewed() {
@@ -184,7 +184,7 @@ fn example() -> Snapshot {
         since: 1_763_639_995_000_000_000,
         comm: "shop-worker".to_owned(),
         cmdline: "shop: worker".to_owned(),
-        exited: Some(Exited { code: Some(0), signal: None }),
+        exited: Some(Exited { code: Some(0), ..Exited::default() }),
         parent: Some(1234),
         heap_before_attach_bytes: Some(0),
         unmatched_frees: Some(0),

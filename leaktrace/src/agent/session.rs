@@ -202,7 +202,13 @@ impl<'a, R: Report> Session<'a, R> {
             Event::Ring => {
                 self.tracer.drain();
                 self.report_calls()?;
-                Ok(self.launched.is_some() || self.tracer.target_count() > 0)
+                let goes_on =
+                    self.launched.is_some() || self.tracer.target_count() > 0 || self.tracer.waits();
+                // What is known of a target that was killed for lack of memory may be all that is left of this host.
+                if self.tracer.take_urgent() && goes_on && self.schedule.interval.is_some() {
+                    self.summarize(false)?;
+                }
+                Ok(goes_on)
             }
             Event::Tick if self.schedule.interval.is_some() => {
                 let is_last = self.schedule.count.is_some_and(|count| self.summaries + 1 >= count);

@@ -1,10 +1,10 @@
 //! What the agent keeps for one traced process image.
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use super::{attachment::AllocatorCode, tables::ProcessTables};
 use crate::{
     attach::links::Links,
-    discover::{object::FileIdentity, process::Process},
+    discover::{container::Container, object::FileIdentity, process::Process},
     drain::maps::Tally,
     model::{
         history::History,
@@ -30,6 +30,12 @@ pub struct Tracked {
     pub since: WallNs,
     /// The traced process that it was forked from.
     pub parent: Option<u32>,
+    /// The container that it is in.
+    pub container: Option<Arc<Container>>,
+    /// How long its program ran before its probes were set, where that is known.
+    pub unseen_ns: Option<u64>,
+    /// The kernel killed it because memory ran out.
+    pub oom: Option<OutOfMemory>,
     /// Links by the file they are in.
     pub attached: HashMap<FileIdentity, Attached>,
     /// Its unwind tables.
@@ -54,6 +60,13 @@ pub struct Tracked {
     pub exited: Option<Exited>,
     /// Executable mappings changed: look again.
     pub is_stale: bool,
+}
+
+/// A death by lack of memory, as it was announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfMemory {
+    /// Resident set size then, where it could still be read.
+    pub rss_bytes: Option<u64>,
 }
 
 /// The probes in one file.

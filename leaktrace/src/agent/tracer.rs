@@ -22,7 +22,7 @@ use super::{
     functions::Functions,
     options::{TraceOptions, UnwindMode},
     tables::Tables,
-    target::Tracked,
+    target::{OutOfMemory, Tracked},
     view,
 };
 use crate::{
@@ -52,6 +52,8 @@ use crate::{
     },
     symbolize::{self, AddressSpace, MapLine, Modules, Symbolizer},
 };
+
+mod standing;
 
 /// linux/sched.h: the child shares its parent's memory.
 const CLONE_VM: u64 = 0x0000_0100;
@@ -88,6 +90,9 @@ pub struct Tracer {
     stack_records: RingBuf<MapData>,
     call_records: RingBuf<MapData>,
     selection: Selection,
+    standing: standing::Standing,
+    /// A target was killed because memory ran out: what is known of it should be told at once.
+    is_urgent: bool,
     _tracepoints: Vec<Tracepoints>,
     kernel: KernelObject,
 }
@@ -113,6 +118,10 @@ impl Tracer {
         match Tracepoints::mappings(&kernel, &tracefs) {
             Ok(attached) => tracepoints.push(attached),
             Err(error) => notes.push(format!("mappings are not traced: {error:#}")),
+        }
+        match Tracepoints::out_of_memory(&kernel, &tracefs) {
+            Ok(attached) => tracepoints.push(attached),
+            Err(error) => notes.push(format!("deaths by lack of memory are not told apart: {error:#}")),
         }
         let mut ring = |name: &str| -> Result<RingBuf<MapData>> {
             let map = kernel.ebpf_mut().take_map(name).with_context(|| format!("no kernel map {name}"))?;
@@ -148,6 +157,8 @@ impl Tracer {
             stack_records,
             call_records,
             selection,
+            standing: standing::Standing::default(),
+            is_urgent: false,
             _tracepoints: tracepoints,
             kernel,
         })
@@ -159,8 +170,17 @@ impl Tracer {
     }
 
     /// Descriptors that become readable when there is something to drain.
-    pub fn ring_fds(&self) -> [i32; 3] {
+    pub fn ring_fds(&self) -> Vec<i32> {
+        let names = self.standing.containers.answers().map(|fd| fd.as_raw_fd());
         [self.events.as_raw_fd(), self.stack_records.as_raw_fd(), self.call_records.as_raw_fd()]
+            .into_iter()
+            .chain(names)
+            .collect()
+    }
+
+    /// Whether a target was killed because memory ran out, since this was last asked.
+    pub fn take_urgent(&mut self) -> bool {
+        std::mem::take(&mut self.is_urgent)
     }
 
     /// The kernel object, for logs.
@@ -171,6 +191,11 @@ impl Tracer {
     /// Whether the process is traced and lives.
     pub fn is_traced(&self, pid: u32) -> bool {
         self.targets.contains_key(&pid)
+    }
+
+    /// The targets that live.
+    pub fn pids(&self) -> Vec<u32> {
+        self.targets.keys().copied().collect()
     }
 
     /// How many targets live.
@@ -284,6 +309,10 @@ impl Tracer {
     }
 
     fn track(&mut self, process: Process, image: ImageKey, table: u32, parent: Option<u32>) -> Tracked {
+        let (_, container) = self.standing.containers.of_process(image.tgid);
+        // A child that is gone already was where its parent is.
+        let of_parent = || parent.and_then(|parent| self.targets.get(&parent)?.container.clone());
+        let container = container.or_else(of_parent);
         let range = self.options.min_size_bytes..=self.options.max_size_bytes;
         Tracked {
             table,
@@ -291,6 +320,9 @@ impl Tracer {
             since_boot_ns: clock::boot_ns(),
             since: clock::wall_ns(),
             parent,
+            container,
+            unseen_ns: None,
+            oom: None,
             attached: HashMap::new(),
             tables: self.tables.open(),
             space: AddressSpace::default(),
@@ -421,6 +453,8 @@ impl Tracer {
                 Event::Exec(life) => self.execed(&life),
                 Event::Exit(life) => self.ended(&life),
                 Event::Mapping(change) => self.mapping_changed(&change),
+                Event::Appeared(life) => self.appeared(&life),
+                Event::OutOfMemory(life) => self.out_of_memory(&life),
                 Event::Call(_) | Event::Stack(_) => {}
             }
         }
@@ -430,6 +464,7 @@ impl Tracer {
             self.calls.push(view);
         }
         self.look_again();
+        self.settle();
     }
 
     fn drain_stacks(&mut self) {
@@ -540,7 +575,10 @@ impl Tracer {
         self.drain_stacks();
         let Some(mut target) = self.targets.remove(&pid) else { return };
         let knows = self.kernel.knows_exit_status();
-        target.exited = Some(if knows { exited(life.status) } else { Exited { code: None, signal: None } });
+        let oom_killed = target.oom.is_some();
+        let status = if knows { exited(life.status) } else { Exited::default() };
+        target.exited = Some(Exited { oom_killed, ..status });
+        self.is_urgent |= oom_killed;
         let view = self.view_of(&mut target);
         self.finish(view);
         self.forget_image(&target);
@@ -559,6 +597,15 @@ impl Tracer {
                 time_ns: clock::boot_ns(),
             };
             self.ended(&Life { header, child: 0, status, clone_flags: 0 });
+        }
+    }
+
+    /// The process is about to be killed: what can only be read while it lives is read now.
+    fn out_of_memory(&mut self, life: &Life) {
+        let pid = life.header.tgid;
+        let rss_bytes = process::inspect(pid).ok().map(|facts| facts.rss_bytes).filter(|bytes| *bytes > 0);
+        if let Some(target) = self.targets.get_mut(&pid) {
+            target.oom = Some(OutOfMemory { rss_bytes });
         }
     }
 
@@ -676,6 +723,7 @@ impl Tracer {
     /// Everything that is known now; processes that ended since the last snapshot are in it and then gone.
     pub fn snapshot(&mut self, last: bool) -> Snapshot {
         self.drain();
+        self.make_up_for_losses();
         let mut heap: HashMap<ImageKey, Vec<(u64, SiteTotals)>> = HashMap::new();
         let drained = self.maps.for_each_site(|key: SiteKey, totals| {
             heap.entry(ImageKey::from(key)).or_default().push((key.stack, totals));
@@ -747,6 +795,7 @@ impl Tracer {
             }
         }
         notes.extend(self.symbolizer.messages());
+        notes.extend(self.standing_notes());
         if self.finished_unlisted > 0 {
             notes.push(format!("{} more processes ended and are not listed", self.finished_unlisted));
         }
@@ -764,7 +813,8 @@ impl Tracer {
         self.view_with(target, &heap)
     }
 
-    fn view_with(&self, target: &mut Tracked, heap: &[(u64, SiteTotals)]) -> TargetView {
+    fn view_with(&mut self, target: &mut Tracked, heap: &[(u64, SiteTotals)]) -> TargetView {
+        target.container = target.container.as_ref().map(|known| self.standing.containers.latest(known));
         let filtered = self.options.min_size_bytes > 0 || self.options.max_size_bytes < u64::MAX;
         view::target_view(target, heap, &self.maps, &self.stacks, &self.functions, &self.selection, filtered)
     }
@@ -783,9 +833,9 @@ fn next(ring: &mut RingBuf<MapData>) -> Option<Event> {
 fn exited(status: u32) -> Exited {
     let signal = (status & 0x7f) as i32;
     if signal == 0 {
-        Exited { code: Some((status >> 8 & 0xff) as i32), signal: None }
+        Exited { code: Some((status >> 8 & 0xff) as i32), ..Exited::default() }
     } else {
-        Exited { code: None, signal: Some(signal) }
+        Exited { signal: Some(signal), ..Exited::default() }
     }
 }
 

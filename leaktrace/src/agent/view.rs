@@ -9,12 +9,12 @@ use std::collections::BTreeMap;
 use super::{clock, functions::Functions, target::Tracked};
 use crate::{
     analyse,
-    discover::process,
+    discover::{container::Container, process},
     drain::maps::{Maps, Tally},
     model::{
         blocks::Blocks,
         sites::{Input, Selection},
-        snapshot::{Exited, TargetView},
+        snapshot::{ContainerView, Exited, TargetView},
         stacks::Stacks,
     },
 };
@@ -61,17 +61,37 @@ pub fn target_view(
         cmdline: target.process.cmdline.clone(),
         exited: target.exited,
         parent: target.parent,
+        container: target.container.as_deref().map(container_view),
+        unseen_ns: target.unseen_ns,
         allocators: target.attached.values().flat_map(|attached| attached.allocators.clone()).collect(),
         heap_before_attach_bytes: target.heap_before_bytes,
         unmatched_frees: (!has_size_filter && target.sample_interval_bytes == 0)
             .then(|| since_before(Counter::UnmatchedFrees)),
-        rss_bytes: facts.map(|facts| facts.rss_bytes),
+        rss_bytes: facts
+            .map(|facts| facts.rss_bytes)
+            .or_else(|| target.oom.and_then(|at_death| at_death.rss_bytes)),
         losses: losses(&tally, &target.tally_before, target),
         mappings: target.mappings.totals(),
         ..TargetView::default()
     };
     view.fill(shown);
     view
+}
+
+/// What is shown of a container.
+pub fn container_view(container: &Container) -> ContainerView {
+    let names = &container.names;
+    ContainerView {
+        id: container.id.clone(),
+        runtime: container.runtime.name().to_owned(),
+        name: names.name.clone(),
+        pod: names.pod.clone(),
+        pod_uid: container.pod_uid.clone(),
+        namespace: names.namespace.clone(),
+        image: names.image.clone(),
+        compose_project: names.compose_project.clone(),
+        compose_service: names.compose_service.clone(),
+    }
 }
 
 /// Live blocks of the image; blocks whose free was missed are taken out of the kernel's table and of the sums.

@@ -238,6 +238,10 @@ mod tests {
             ("process_fork", 0),
             ("process_exec", 0),
             ("thread_exit", 0),
+            ("oom_victim", 0),
+            ("order_exec", 0),
+            ("order_moved", 0),
+            ("order_renamed", 0),
         ] {
             if let Err(error) = object.load_program(name, attach_type) {
                 panic!("{error:?}");

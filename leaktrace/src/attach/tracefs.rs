@@ -76,14 +76,27 @@ impl Tracefs {
     /// # Errors
     /// When this kernel does not have it.
     pub fn tracepoint_id(&self, category: &str, name: &str) -> Result<u64> {
-        let relative = format!("events/{category}/{name}/id");
+        let text = self.read(category, name, "id")?;
+        text.trim().parse().with_context(|| format!("the id of tracepoint {category}:{name} is not a number"))
+    }
+
+    /// Where a field lies in the tracepoint's record.
+    ///
+    /// # Errors
+    /// When this kernel does not have the tracepoint, or the field in it.
+    pub fn field_offset(&self, category: &str, name: &str, field: &str) -> Result<u64> {
+        let format = self.read(category, name, "format")?;
+        offset_in(&format, field)
+            .with_context(|| format!("tracepoint {category}:{name} of this kernel has no field {field}"))
+    }
+
+    fn read(&self, category: &str, name: &str, file: &str) -> Result<String> {
+        let relative = format!("events/{category}/{name}/{file}");
         let path = match self {
             Tracefs::Mounted(place) => format!("{place}/{relative}"),
             Tracefs::Private(mount) => format!("/proc/self/fd/{}/{relative}", mount.as_raw_fd()),
         };
-        let text = fs::read_to_string(&path)
-            .with_context(|| format!("this kernel has no tracepoint {category}:{name}"))?;
-        text.trim().parse().with_context(|| format!("the id of tracepoint {category}:{name} is not a number"))
+        fs::read_to_string(&path).with_context(|| format!("this kernel has no tracepoint {category}:{name}"))
     }
 
     /// Where it is, for people.
@@ -109,6 +122,16 @@ impl Access {
             )),
         }
     }
+}
+
+/// From a line like `field:int pid;	offset:24;	size:4;	signed:1;`.
+fn offset_in(format: &str, field: &str) -> Option<u64> {
+    format.lines().find_map(|line| {
+        let (declaration, rest) = line.trim().strip_prefix("field:")?.split_once(';')?;
+        let name = declaration.rsplit(' ').next()?;
+        let offset = rest.trim().strip_prefix("offset:")?.split(';').next()?;
+        if name == field { offset.parse().ok() } else { None }
+    })
 }
 
 /// fsopen, fsconfig, fsmount: a mount that no namespace shows.
@@ -138,4 +161,18 @@ fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
     let fd = i32::try_from(result).map_err(io::Error::other)?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_offset_of_a_field_is_read_from_the_record_s_format() {
+        let format = "name: x\n\tfield:int common_pid;\toffset:4;\tsize:4;\tsigned:1;\n\n\
+            \tfield:u64 dst_id;\toffset:16;\tsize:8;\tsigned:0;\n\tfield:int pid;\toffset:24;\tsize:4;\tsigned:1;\n";
+        assert_eq!(offset_in(format, "pid"), Some(24));
+        assert_eq!(offset_in(format, "dst_id"), Some(16));
+        assert_eq!(offset_in(format, "comm"), None);
+    }
 }

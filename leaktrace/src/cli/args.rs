@@ -6,8 +6,15 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use leaktrace_common::sample::MAX_INTERVAL_BYTES;
 
-use super::{file_args::*, units};
-use crate::model::sites::{Order, Selection};
+use super::{
+    file_args::*,
+    target_args::{BoundArgs, TargetArgs},
+    units,
+};
+use crate::{
+    discover::selector::Selector,
+    model::sites::{Order, Selection},
+};
 
 /// Finds memory leaks in running Linux processes: which process, from which call stack, how fast.
 #[derive(Debug, Parser)]
@@ -32,6 +39,9 @@ pub enum Command {
     /// Trace running processes without stopping or changing them
     #[command(after_help = ATTACH_EXAMPLES)]
     Attach(Box<AttachArgs>),
+    /// List processes that can be traced: allocators, memory, growth, containers
+    #[command(after_help = PS_EXAMPLES)]
+    Ps(PsArgs),
     /// Watch running processes for a while and keep what was seen in a file
     #[command(after_help = SNAPSHOT_EXAMPLES)]
     Snapshot(Box<SnapshotArgs>),
@@ -77,6 +87,7 @@ Exit code: the program's own (128 + signal if it was killed); with --fail-on-lea
 const ATTACH_EXAMPLES: &str = "Examples:
   leaktrace attach -p 1234                  summaries every 5 s until Ctrl-C
   leaktrace attach -p 1234 10 6             six summaries, one every 10 s
+  leaktrace attach --container web --comm 'nginx*'  what is there, and what comes later
   leaktrace attach -p 1234,1235 --older 1m  only blocks older than a minute
   leaktrace attach -p 1234 --sort growth    what grows fastest comes first
   leaktrace attach -p 1234 --mode exact     every call instead of samples; costs more
@@ -91,6 +102,13 @@ const SNAPSHOT_EXAMPLES: &str = "Examples:
   go tool pprof -top leaks.pb.gz                      it is a pprof profile
 
 The file appears whole at the end; an interrupt (Ctrl-C) ends it early. A summary goes to standard error.";
+
+const PS_EXAMPLES: &str = "Examples:
+  leaktrace ps                           every process, the largest first
+  leaktrace ps --sort growth --watch 10s what grows fastest comes first
+  leaktrace ps --container web --format json | jq .processes[].pid
+
+Without root it shows your own processes and says of the others what is missing.";
 
 const DOCTOR_EXAMPLES: &str = "Examples:
   leaktrace doctor          kernel, permissions, what probes cost here
@@ -116,10 +134,12 @@ pub struct RunArgs {
 /// Arguments of `attach`.
 #[derive(Debug, Args)]
 pub struct AttachArgs {
-    /// Processes to trace; several are separated by commas, or the option is repeated
-    #[arg(short, long = "pid", value_name = "PID", value_delimiter = ',', required = true,
-          value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
-    pub pids: Vec<u32>,
+    /// Which processes.
+    #[command(flatten)]
+    pub targets: TargetArgs,
+    /// How many of them.
+    #[command(flatten)]
+    pub bounds: BoundArgs,
     /// How to trace.
     #[command(flatten)]
     pub trace: TraceArgs,
@@ -140,10 +160,12 @@ pub struct AttachArgs {
 #[command(mut_arg("trace", |arg| arg.hide(true)))]
 #[command(mut_arg("snapshot", |arg| arg.hide(true)))]
 pub struct SnapshotArgs {
-    /// Processes to watch; several are separated by commas, or the option is repeated
-    #[arg(short, long = "pid", value_name = "PID", value_delimiter = ',', required = true,
-          value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
-    pub pids: Vec<u32>,
+    /// Which processes.
+    #[command(flatten)]
+    pub targets: TargetArgs,
+    /// How many of them.
+    #[command(flatten)]
+    pub bounds: BoundArgs,
     /// How to trace.
     #[command(flatten)]
     pub trace: TraceArgs,
@@ -159,6 +181,45 @@ impl AttachArgs {
     pub fn count(&self) -> Option<u64> {
         self.trace.count.or(self.count_position)
     }
+}
+
+/// Arguments of `ps`.
+#[derive(Debug, Args)]
+#[command(mut_group("targets", |group| group.required(false)))]
+pub struct PsArgs {
+    /// Which processes.
+    #[command(flatten)]
+    pub targets: TargetArgs,
+    /// But not these: pid:N, container:NAME, cgroup:PATH, comm:NAME or exe:PATH
+    #[arg(long, value_name = "KIND:WHICH", help_heading = "Which processes")]
+    pub exclude: Vec<Selector>,
+    /// How long to watch the memory grow
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = units::duration)]
+    pub watch: Duration,
+    /// What comes first
+    #[arg(long, value_enum, default_value_t)]
+    pub sort: PsSort,
+    /// Processes to show; 0 shows all
+    #[arg(short = 'T', long, value_name = "N", default_value = "0", value_parser = units::count)]
+    pub top: u64,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t)]
+    pub format: Format,
+    /// When to use colour
+    #[arg(long, value_enum, default_value_t, value_name = "WHEN")]
+    pub color: Color,
+}
+
+/// Order of processes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum PsSort {
+    /// Largest resident set first
+    #[default]
+    Rss,
+    /// Fastest growth of anonymous memory first
+    Growth,
+    /// Lowest process id first
+    Pid,
 }
 
 /// Time between the summaries of `attach`.
@@ -274,9 +335,9 @@ pub struct TraceArgs {
     /// How call stacks are walked
     #[arg(long, value_enum, default_value_t, help_heading = "How")]
     pub unwind: Unwind,
-    /// Live blocks to remember of each process; what does not fit is counted
-    #[arg(long, value_name = "N", default_value = "1M", value_parser = units::positive_count, help_heading = "How")]
-    pub max_blocks: u64,
+    /// Live blocks to remember of each process; what does not fit is counted [default: 1M; with selectors 100k]
+    #[arg(long, value_name = "N", value_parser = units::positive_count, help_heading = "How")]
+    pub max_blocks: Option<u64>,
     /// Call stacks to remember in all; what does not fit is counted
     #[arg(long, value_name = "N", default_value = "64k", value_parser = units::positive_count, help_heading = "How")]
     pub max_sites: u64,
@@ -316,7 +377,9 @@ impl TraceArgs {
             _ if self.sample_interval.is_some_and(|bytes| bytes == 0 || bytes > MAX_INTERVAL_BYTES) => {
                 Err("--sample-interval: from 1 byte to 4G".to_owned())
             }
-            _ if self.max_blocks > u64::from(u32::MAX) => Err("--max-blocks: at most 4294967295".to_owned()),
+            _ if self.max_blocks.is_some_and(|blocks| blocks > u64::from(u32::MAX)) => {
+                Err("--max-blocks: at most 4294967295".to_owned())
+            }
             _ if self.max_sites > u64::from(u32::MAX) => Err("--max-sites: at most 4294967295".to_owned()),
             _ => Ok(()),
         }
@@ -388,7 +451,7 @@ pub enum Format {
     /// For a terminal
     #[default]
     Text,
-    /// One JSON object per line, schema leaktrace.snapshot/1 (of doctor: leaktrace.doctor/1)
+    /// One JSON object per line, schema leaktrace.snapshot/1 (of doctor: leaktrace.doctor/1, of ps: leaktrace.ps/1)
     Json,
 }
 
@@ -468,7 +531,7 @@ mod tests {
 
     #[test]
     fn pids_may_be_separated_by_commas_or_repeated() {
-        assert_eq!(attach(&["-p", "1,2", "--pid", "3"]).unwrap().pids, [1, 2, 3]);
+        assert_eq!(attach(&["-p", "1,2", "--pid", "3"]).unwrap().targets.pids, [1, 2, 3]);
         assert!(attach(&[]).is_err());
         assert!(attach(&["-p", "0"]).is_err());
         assert!(attach(&["-p", "-4"]).is_err());
@@ -521,7 +584,7 @@ mod tests {
     #[test]
     fn bounds_take_units_and_are_checked() {
         let args = attach(&["-p", "1", "--max-blocks", "2M", "--min-size", "4k"]).unwrap();
-        assert_eq!((args.trace.max_blocks, args.trace.min_size), (2_000_000, Some(4096)));
+        assert_eq!((args.trace.max_blocks, args.trace.min_size), (Some(2_000_000), Some(4096)));
         assert!(attach(&["-p", "1", "--stack-depth", "128"]).is_err());
         assert!(attach(&["-p", "1", "--stack-depth", "0"]).is_err());
         let args = attach(&["-p", "1", "--min-size", "2", "--max-size", "1"]).unwrap();

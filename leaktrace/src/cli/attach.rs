@@ -1,5 +1,5 @@
 //! `leaktrace attach`: live summaries of running processes.
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use super::{
     args::{AttachArgs, ModeArg},
@@ -21,7 +21,9 @@ use crate::{
 /// When a process cannot be traced, before anything is attached to it; when the report cannot be written.
 pub(super) async fn attach(args: &AttachArgs) -> Result<u8> {
     trace::check_pid_namespace()?;
-    let options = trace::options(&args.trace, ModeArg::Sampled)?;
+    let orders = args.targets.orders(&args.bounds)?;
+    let by_orders = args.targets.has_selectors().then_some(&orders);
+    let options = trace::options_for(&args.trace, ModeArg::Sampled, by_orders)?;
     let file = args.trace.snapshot.clone();
     if let Some(path) = &file {
         files::check_folder(path)?;
@@ -29,18 +31,11 @@ pub(super) async fn attach(args: &AttachArgs) -> Result<u8> {
     let output = Output::open(&args.trace, Stream::Stdout)?;
     let mut output = WithFile::new(output, file, &args.trace.selection());
     preflight::demand(&Host::read())?;
-    for pid in &args.pids {
+    for pid in &args.targets.pids {
         crate::discover::process::inspect(*pid)?;
     }
     let mut tracer = Tracer::new(options, files::selection(&args.trace, args.trace.snapshot.is_some()))?;
-    for pid in &args.pids {
-        tracer.add(*pid, None, false).with_context(|| format!("process {pid} cannot be traced"))?;
-        if let Some(line) = tracer.describe(*pid)
-            && !args.trace.quiet
-        {
-            say(&line, tracer.link().name());
-        }
-    }
+    trace::start(&mut tracer, &args.targets, orders, args.trace.quiet)?;
     let local = tokio::task::LocalSet::new();
     let schedule =
         Schedule { interval: Some(args.interval()), count: args.count(), duration: args.trace.duration };
@@ -53,9 +48,4 @@ pub(super) async fn attach(args: &AttachArgs) -> Result<u8> {
         })
         .await?;
     Ok(0)
-}
-
-#[expect(clippy::print_stderr, reason = "tells that tracing has begun; the report has its own stream")]
-pub(super) fn say(line: &str, link: &str) {
-    eprintln!("leaktrace: tracing {} by {link} probes", crate::render::escape::escape(line));
 }

@@ -14,9 +14,11 @@ mod doctor;
 pub mod file_args;
 mod files;
 mod output;
+mod ps;
 mod report;
 mod run;
 mod snapshot;
+pub mod target_args;
 mod trace;
 pub mod units;
 
@@ -54,6 +56,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
             start_log(&args.trace);
             runtime()?.block_on(snapshot::snapshot(&args))
         }
+        Command::Ps(args) => ps::ps(&args),
         Command::Report(args) => report::report(&args),
         Command::Diff(args) => diff::diff(&args),
         Command::Convert(args) => convert::convert(&args),

@@ -102,7 +102,7 @@ impl Sheet<'_> {
     }
 }
 
-fn style_of(stream: Stream, color: Color) -> Style {
+pub(super) fn style_of(stream: Stream, color: Color) -> Style {
     let is_terminal = match stream {
         Stream::Stdout => io::stdout().is_terminal(),
         Stream::Stderr => io::stderr().is_terminal(),

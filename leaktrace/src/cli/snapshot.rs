@@ -1,17 +1,15 @@
 //! `leaktrace snapshot`: running processes watched for a while, and what was seen kept in a file.
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
 use super::{
     args::{ModeArg, SnapshotArgs},
-    attach::say,
     files::{self, WithFile},
     output::{Output, Stream},
     trace,
 };
 use crate::agent::{
-    clock,
     session::{Schedule, Session},
     tracer::Tracer,
 };
@@ -37,25 +35,20 @@ pub(super) async fn snapshot(args: &SnapshotArgs) -> Result<u8> {
         bail!("--snapshot is attach's: say -o FILE");
     }
     trace::check_pid_namespace()?;
-    let options = trace::options(&args.trace, ModeArg::Sampled)?;
-    for pid in &args.pids {
+    let orders = args.targets.orders(&args.bounds)?;
+    let by_orders = args.targets.has_selectors().then_some(&orders);
+    let options = trace::options_for(&args.trace, ModeArg::Sampled, by_orders)?;
+    for pid in &args.targets.pids {
         crate::discover::process::inspect(*pid)?;
     }
     let path = match &args.trace.output {
         Some(path) => path.clone(),
-        None => default_name(&args.pids),
+        None => args.targets.file_name(),
     };
     files::check_folder(&path)?;
     let selection = args.trace.selection();
     let mut tracer = Tracer::new(options, files::selection(&args.trace, true))?;
-    for pid in &args.pids {
-        tracer.add(*pid, None, false).with_context(|| format!("process {pid} cannot be traced"))?;
-        if let Some(line) = tracer.describe(*pid)
-            && !args.trace.quiet
-        {
-            say(&line, tracer.link().name());
-        }
-    }
+    trace::start(&mut tracer, &args.targets, orders, args.trace.quiet)?;
     let shown = Output::summary(&args.trace, Stream::Stderr);
     let mut report = WithFile::new(shown, Some(path.clone()), &selection).only_last();
     let duration = args.trace.duration.unwrap_or(DEFAULT_DURATION);
@@ -71,11 +64,4 @@ pub(super) async fn snapshot(args: &SnapshotArgs) -> Result<u8> {
         })
         .await?;
     super::print(format!("{}\n", path.display()).as_bytes())
-}
-
-/// Says what, which process and when.
-fn default_name(pids: &[u32]) -> PathBuf {
-    let time = crate::model::units::file_time(clock::wall_ns());
-    let pids: Vec<String> = pids.iter().take(5).map(u32::to_string).collect();
-    PathBuf::from(format!("leaktrace-{}-{time}.pb.gz", pids.join("-")))
 }

@@ -1,20 +1,38 @@
 //! From the arguments of `run` and `attach` to trace options, selection and schedule.
 use std::io::{BufRead as _, BufReader};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
-use super::args::{Link, ModeArg, TraceArgs, Unwind};
+use super::{
+    args::{Link, ModeArg, TraceArgs, Unwind},
+    target_args::TargetArgs,
+};
 use crate::{
-    agent::options::{TraceOptions, UnwindMode},
+    agent::{
+        options::{TraceOptions, UnwindMode},
+        orders::{DEFAULT_MAX_BLOCKS, Orders},
+        tracer::Tracer,
+    },
     attach::{links::LinkKind, object::Sizes, plan::EmulatedClasses},
     discover,
 };
+
+/// Lines about targets at the start.
+const MAX_LINES: usize = 20;
 
 /// How to trace; `mode` is the subcommand's default.
 ///
 /// # Errors
 /// When options exclude each other or do not parse.
 pub(super) fn options(args: &TraceArgs, mode: ModeArg) -> Result<TraceOptions> {
+    options_for(args, mode, None)
+}
+
+/// The same for targets that come by orders.
+///
+/// # Errors
+/// When options exclude each other or do not parse.
+pub(super) fn options_for(args: &TraceArgs, mode: ModeArg, orders: Option<&Orders>) -> Result<TraceOptions> {
     args.check().map_err(|error| anyhow!(error))?;
     let functions = args
         .functions
@@ -32,6 +50,10 @@ pub(super) fn options(args: &TraceArgs, mode: ModeArg) -> Result<TraceOptions> {
         }
     }
     let defaults = Sizes::default();
+    let blocks = orders.map_or(TraceOptions::default().max_blocks, |_| DEFAULT_MAX_BLOCKS);
+    // Room for the children of targets, and for tables that are kept for them.
+    let targets =
+        orders.map_or(0, |orders| u32::try_from(orders.max_targets).unwrap_or(u32::MAX).saturating_mul(2));
     Ok(TraceOptions {
         discover: discover::options::Options { objects: args.objects.clone(), prefixes, functions },
         follow: !args.no_follow,
@@ -46,7 +68,7 @@ pub(super) fn options(args: &TraceArgs, mode: ModeArg) -> Result<TraceOptions> {
             Unwind::Fp => UnwindMode::FramePointers,
         },
         trace_calls: args.trace,
-        max_blocks: u32::try_from(args.max_blocks)?,
+        max_blocks: args.max_blocks.map(u32::try_from).transpose()?.unwrap_or(blocks),
         link: args.link.map(|link| match link {
             Link::Session => LinkKind::Session,
             Link::Multi => LinkKind::Multi,
@@ -55,7 +77,11 @@ pub(super) fn options(args: &TraceArgs, mode: ModeArg) -> Result<TraceOptions> {
         probe_offset_zero: args.probe_offset_zero,
         verify_unwind: args.verify_unwind,
         emulated: EmulatedClasses::COMMON,
-        sizes: Sizes { sites: u32::try_from(args.max_sites)?, ..defaults },
+        sizes: Sizes {
+            sites: u32::try_from(args.max_sites)?,
+            targets: defaults.targets.max(targets),
+            ..defaults
+        },
         debug: args.debug,
         debug_dirs: args.debug_dirs.clone(),
         debuginfod_urls: args.debuginfod.iter().filter(|url| !url.is_empty()).cloned().collect(),
@@ -63,7 +89,7 @@ pub(super) fn options(args: &TraceArgs, mode: ModeArg) -> Result<TraceOptions> {
 }
 
 /// Forwards what the kernel programs log to `tracing`, with --debug.
-pub(super) fn forward_kernel_log(tracer: &mut crate::agent::tracer::Tracer) {
+pub(super) fn forward_kernel_log(tracer: &mut Tracer) {
     let _ = tracing_log::LogTracer::init();
     match aya_log::EbpfLogger::init(tracer.kernel_mut().ebpf_mut()) {
         Ok(mut logger) => {
@@ -94,4 +120,38 @@ pub(super) fn check_pid_namespace() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Traces what the orders mean, pids first: one that cannot be traced is an error, because it was asked for by itself.
+///
+/// # Errors
+/// When a process cannot be traced, or the kernel cannot tell of new ones.
+pub(super) fn start(tracer: &mut Tracer, targets: &TargetArgs, orders: Orders, quiet: bool) -> Result<()> {
+    for pid in &targets.pids {
+        tracer.add(*pid, None, false).with_context(|| format!("process {pid} cannot be traced"))?;
+    }
+    if targets.has_selectors() {
+        let waited_for = orders.describe();
+        tracer.follow_orders(orders)?;
+        if tracer.target_count() == 0 && !quiet {
+            say(&format!("waiting for {waited_for}"));
+        }
+    }
+    if quiet {
+        return Ok(());
+    }
+    let link = tracer.link().name();
+    let pids = tracer.pids();
+    for line in pids.iter().take(MAX_LINES).filter_map(|pid| tracer.describe(*pid)) {
+        say(&format!("tracing {line} by {link} probes"));
+    }
+    if pids.len() > MAX_LINES {
+        say(&format!("tracing {} more processes", pids.len() - MAX_LINES));
+    }
+    Ok(())
+}
+
+#[expect(clippy::print_stderr, reason = "tells that tracing has begun; the report has its own stream")]
+fn say(line: &str) {
+    eprintln!("leaktrace: {}", crate::render::escape::escape(line));
 }

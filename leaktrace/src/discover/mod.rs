@@ -2,6 +2,8 @@
 //! with the functions that need a probe. Opens files under /proc and reads them; where in a function a probe
 //! goes is for [`crate::attach::plan`].
 pub mod allocators;
+pub mod candidate;
+pub mod container;
 pub mod elf;
 pub mod ifunc;
 pub mod maps;
@@ -10,6 +12,7 @@ pub mod options;
 pub mod process;
 pub mod reach;
 pub mod scan;
+pub mod selector;
 
 use allocators::{Allocator, HookTable};
 use elf::{ElfError, ElfFile, Segment};

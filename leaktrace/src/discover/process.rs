@@ -225,6 +225,46 @@ fn holds_heap(entry: &MapEntry) -> bool {
     entry.writable && !entry.executable && !entry.shared && entry.inode == 0 && named
 }
 
+/// What a process has in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Resident set size.
+    pub rss_bytes: u64,
+    /// The anonymous part of it.
+    pub anonymous_bytes: u64,
+}
+
+/// Reads `/proc/PID/status`, which anybody may; none where the process is gone or has no memory.
+pub fn memory(pid: u32) -> Option<Memory> {
+    let status = read_bounded(pid, "status", MAX_STATUS_BYTES).ok()?;
+    let bytes = |name| status_words(&status, name).first().map(|kib| u64::from(*kib) * 1024);
+    Some(Memory { rss_bytes: bytes("VmRSS:")?, anonymous_bytes: bytes("RssAnon:")? })
+}
+
+/// What tells a process that can be a target from what cannot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vitals {
+    /// It has no user memory.
+    pub is_kernel_thread: bool,
+    /// It waits for its parent, or is not there any more.
+    pub has_ended: bool,
+    /// It has the memory of a new program, which is not there yet.
+    pub in_exec: bool,
+    /// Clock ticks after boot.
+    pub start_ticks: u64,
+}
+
+/// Reads `/proc/PID/stat`; none where the process is gone.
+pub fn stat(pid: u32) -> Option<Vitals> {
+    let stat = parse_stat(&read_bounded(pid, "stat", MAX_STATUS_BYTES).ok()?)?;
+    Some(Vitals {
+        is_kernel_thread: stat.flags & PF_KTHREAD != 0,
+        has_ended: matches!(stat.state, b'Z' | b'X'),
+        in_exec: stat.start_code == 0,
+        start_ticks: stat.start_ticks,
+    })
+}
+
 fn check_architecture(pid: u32) -> Result<(), ProcessError> {
     let foreign = |class, machine| ProcessError::Foreign { pid, class, machine };
     let file =
@@ -250,6 +290,8 @@ struct Stat {
     state: u8,
     flags: u64,
     start_ticks: u64,
+    /// 0 until an exec is complete; 1 where it may not be known.
+    start_code: u64,
 }
 
 /// Fields are counted after the last `)`: the name in between may hold anything.
@@ -261,6 +303,7 @@ fn parse_stat(stat: &[u8]) -> Option<Stat> {
         state: *fields.first()?.as_bytes().first()?,
         flags: fields.get(6)?.parse().ok()?,
         start_ticks: fields.get(19)?.parse().ok()?,
+        start_code: fields.get(23).and_then(|field| field.parse().ok()).unwrap_or(1),
     })
 }
 

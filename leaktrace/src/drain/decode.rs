@@ -36,6 +36,10 @@ pub enum Event {
     Call(Call),
     /// A stack seen for the first time.
     Stack(StackRecord),
+    /// A process that is not traced may be one that a standing order means.
+    Appeared(Life),
+    /// The kernel is about to kill a traced process because memory has run out.
+    OutOfMemory(Life),
 }
 
 /// Decodes a record; `None` when it is malformed.
@@ -48,6 +52,8 @@ pub fn event(bytes: &[u8]) -> Option<Event> {
         Kind::Mapping => Event::Mapping(read(bytes)?),
         Kind::Call => Event::Call(read(bytes)?),
         Kind::Stack => Event::Stack(stack(header, bytes)?),
+        Kind::Appeared => Event::Appeared(read(bytes)?),
+        Kind::OutOfMemory => Event::OutOfMemory(read(bytes)?),
     })
 }
 

@@ -94,10 +94,18 @@ impl Maps {
     pub fn prepare(&mut self, pid: u32) -> Result<u32> {
         let table = self.make_table().with_context(|| format!("process {pid}"))?;
         self.table_of.insert(pid, table);
+        self.count_for(pid)?;
+        Ok(table)
+    }
+
+    /// Makes the tally of a process, or of [`leaktrace_common::target::NOBODY`].
+    ///
+    /// # Errors
+    /// When the map is full.
+    pub fn count_for(&self, pid: u32) -> Result<()> {
         let zeros = vec![0u8; TALLY_WORDS * 8 * self.cpus];
         sys::map_update(self.tallies.as_fd(), bytes_of(&pid), &zeros)
-            .with_context(|| format!("process {pid}: making its counters"))?;
-        Ok(table)
+            .with_context(|| format!("process {pid}: making its counters"))
     }
 
     /// Takes over the table that the kernel gave to a process which a traced one has made.

@@ -15,7 +15,9 @@
 //! | | `targets` `losses` `notes` | processes; what was not recorded or only approximately, by cause; sentences |
 //! | target | `pid` `start_time` `since` | process; when it started; when its tracing began |
 //! | | `comm` `cmdline` | name; command line, words joined by spaces |
-//! | | `exited` | null while it runs, else `{"code", "signal"}`: one is a number, or none without kernel BTF |
+//! | | `exited` | null while it runs, else `{"code", "signal", "oom_killed"}`: one of the first two is a number, or none without kernel BTF |
+//! | | `container` | null outside of one, else `{"id", "name", "runtime", "pod", "pod_uid", "namespace", "image", "compose_project", "compose_service"}`, null where not known |
+//! | | `unseen_ns` | how long its program ran before its probes were set; null where tracing began later, or with the first instruction |
 //! | | `execed` `parent` | whether this image was replaced by exec; the traced parent, or null |
 //! | | `outstanding_…` `allocated_…` `freed_…` `…_bytes` `…_count` | sums over all heap sites since tracing began: of bytes asked for; when sampled, estimates of bytes that the allocator took |
 //! | | `error_bytes` `error_count` | from the outstanding sum to the farther end of its 95 % interval; 0 when exact |
@@ -51,8 +53,8 @@ use std::collections::BTreeMap;
 use serde::{Serialize, Serializer};
 
 use crate::model::snapshot::{
-    AllocatorView, BlockView, CallView, Confidence, Exited, Finding, Frame, MappingTotals, Mode, SiteKind,
-    SiteView, Snapshot, TargetView, Totals, WallNs,
+    AllocatorView, BlockView, CallView, Confidence, ContainerView, Exited, Finding, Frame, MappingTotals,
+    Mode, SiteKind, SiteView, Snapshot, TargetView, Totals, WallNs,
 };
 
 /// A snapshot as one line, newline included, to be written in one piece.
@@ -142,11 +144,41 @@ impl<'a> From<&'a Snapshot> for SnapshotJson<'a> {
 struct ExitedJson {
     code: Option<i32>,
     signal: Option<i32>,
+    oom_killed: bool,
 }
 
 impl From<Exited> for ExitedJson {
     fn from(exited: Exited) -> Self {
-        ExitedJson { code: exited.code, signal: exited.signal }
+        ExitedJson { code: exited.code, signal: exited.signal, oom_killed: exited.oom_killed }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct ContainerJson<'a> {
+    id: &'a str,
+    name: Option<&'a str>,
+    runtime: &'a str,
+    pod: Option<&'a str>,
+    pod_uid: Option<&'a str>,
+    namespace: Option<&'a str>,
+    image: Option<&'a str>,
+    compose_project: Option<&'a str>,
+    compose_service: Option<&'a str>,
+}
+
+impl<'a> From<&'a ContainerView> for ContainerJson<'a> {
+    fn from(container: &'a ContainerView) -> Self {
+        ContainerJson {
+            id: &container.id,
+            name: container.name.as_deref(),
+            runtime: &container.runtime,
+            pod: container.pod.as_deref(),
+            pod_uid: container.pod_uid.as_deref(),
+            namespace: container.namespace.as_deref(),
+            image: container.image.as_deref(),
+            compose_project: container.compose_project.as_deref(),
+            compose_service: container.compose_service.as_deref(),
+        }
     }
 }
 
@@ -196,6 +228,8 @@ struct TargetJson<'a> {
     comm: &'a str,
     cmdline: &'a str,
     exited: Option<ExitedJson>,
+    container: Option<ContainerJson<'a>>,
+    unseen_ns: Option<u64>,
     execed: bool,
     parent: Option<u32>,
     since: Time,
@@ -223,6 +257,8 @@ impl<'a> From<&'a TargetView> for TargetJson<'a> {
             comm: &target.comm,
             cmdline: &target.cmdline,
             exited: target.exited.map(ExitedJson::from),
+            container: target.container.as_ref().map(ContainerJson::from),
+            unseen_ns: target.unseen_ns,
             execed: target.execed,
             parent: target.parent,
             since: Time(target.since),

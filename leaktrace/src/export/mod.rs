@@ -7,4 +7,5 @@ pub mod flamegraph;
 pub mod folded;
 pub mod json;
 pub mod pprof;
+pub mod ps;
 pub mod speedscope;

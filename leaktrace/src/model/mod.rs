@@ -9,6 +9,7 @@ pub mod diagnosis;
 pub mod diff;
 pub mod estimate;
 pub mod history;
+pub mod listing;
 pub mod mappings;
 pub mod site_id;
 pub mod sites;

@@ -44,12 +44,49 @@ pub struct Snapshot {
 }
 
 /// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Exited {
     /// Exit code, where it exited by itself.
     pub code: Option<i32>,
     /// Signal that killed it.
     pub signal: Option<i32>,
+    /// The kernel killed it because memory had run out, the host's or its control group's.
+    pub oom_killed: bool,
+}
+
+/// The container that a process is in. All of it is hostile: escape before printing.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct ContainerView {
+    /// 64 hexadecimal digits, or what its bundle was called.
+    pub id: String,
+    /// Who made it: `docker`, `podman`, `containerd`, `cri-o`, `runc`, `unknown`.
+    pub runtime: String,
+    /// Its name: within its pod, where it is in one.
+    pub name: Option<String>,
+    /// Its pod's name.
+    pub pod: Option<String>,
+    /// Its pod's uid.
+    pub pod_uid: Option<String>,
+    /// Its pod's namespace.
+    pub namespace: Option<String>,
+    /// Its image, as it was asked for.
+    pub image: Option<String>,
+    /// The project that compose made it for.
+    pub compose_project: Option<String>,
+    /// The service in that project.
+    pub compose_service: Option<String>,
+}
+
+impl ContainerView {
+    /// The part of the id that people write: 12 digits, or a bundle's name.
+    pub fn short_id(&self) -> &str {
+        self.id.get(..12).filter(|_| self.id.len() >= 32).unwrap_or(&self.id)
+    }
+
+    /// What people call it: its name, else the short id.
+    pub fn label(&self) -> &str {
+        self.name.as_deref().unwrap_or_else(|| self.short_id())
+    }
 }
 
 /// One traced process image.
@@ -71,6 +108,11 @@ pub struct TargetView {
     pub execed: bool,
     /// The traced parent it was forked from.
     pub parent: Option<u32>,
+    /// The container that it is in.
+    pub container: Option<ContainerView>,
+    /// How long its program ran before its probes were set, where tracing began with the program: what it allocated
+    /// then was not seen.
+    pub unseen_ns: Option<u64>,
     /// Allocators found: name ("glibc", "jemalloc" …) and file.
     pub allocators: Vec<AllocatorView>,
     /// Totals over all heap sites.

@@ -4,6 +4,7 @@
 pub mod diff;
 pub mod doctor;
 pub mod escape;
+pub mod ps;
 pub mod text;
 pub mod trace;
 pub use crate::model::units;

@@ -9,7 +9,9 @@ use super::{
 };
 use crate::model::{
     site_id::base_name,
-    snapshot::{BlockView, Confidence, Frame, Mode, SiteKind, SiteView, Snapshot, TargetView, Totals},
+    snapshot::{
+        BlockView, Confidence, ContainerView, Frame, Mode, SiteKind, SiteView, Snapshot, TargetView, Totals,
+    },
 };
 
 /// How to print.
@@ -86,7 +88,8 @@ impl Printer<'_> {
 
     fn target(&mut self, target: &TargetView) -> fmt::Result {
         let found = target.sites.iter().filter_map(|site| site.finding.as_ref()).map(|f| f.confidence).max();
-        let mut line = format!("PID {} {}{}: ", target.pid, escape(&target.comm), state(target));
+        let place = target.container.as_ref().map(place).unwrap_or_default();
+        let mut line = format!("PID {} {}{place}{}: ", target.pid, escape(&target.comm), state(target));
         if let Some(confidence) = found {
             write!(line, "{}, ", verdict(confidence))?;
         }
@@ -129,6 +132,9 @@ impl Printer<'_> {
             sum(target.totals.allocated_bytes, target.totals.allocated_count),
             sum(target.totals.freed_bytes, target.totals.freed_count)
         )];
+        if let Some(unseen_ns) = target.unseen_ns {
+            words.push(format!("its first {:.1} ms not seen", unseen_ns as f64 / 1e6));
+        }
         if let Some(bytes) = target.heap_before_attach_bytes.filter(|bytes| *bytes > 0) {
             words.push(format!("{} of heap from before tracing", units::bytes(bytes)));
         }
@@ -386,9 +392,29 @@ pub(super) fn mode(mode: Mode) -> String {
     }
 }
 
+/// Where a process runs: ` in web (3858919f6064)`, ` in pod shop/web-0, app (…)`, ` in web of shop (…)`.
+fn place(container: &ContainerView) -> String {
+    let mut text = " in ".to_owned();
+    if let Some(pod) = &container.pod {
+        let namespace = container.namespace.as_ref().map(|name| format!("{}/", escape(name)));
+        text += &format!("pod {}{}, ", namespace.unwrap_or_default(), escape(pod));
+    }
+    let service = container.compose_service.as_ref().filter(|_| container.compose_project.is_some());
+    match (service, &container.compose_project, &container.name) {
+        (Some(service), Some(project), _) => text += &format!("{} of {}", escape(service), escape(project)),
+        (_, _, Some(name)) => text += &escape(name).to_string(),
+        _ => return text + "container " + &escape(container.short_id()),
+    }
+    if container.name.as_deref() != Some(container.short_id()) {
+        text += &format!(" ({})", escape(container.short_id()));
+    }
+    text
+}
+
 fn state(target: &TargetView) -> String {
     match target.exited {
         Some(exited) => match (exited.code, exited.signal) {
+            _ if exited.oom_killed => " (killed because memory ran out)".to_owned(),
             (_, Some(signal)) => format!(" (killed by signal {signal})"),
             (Some(code), None) => format!(" (exited with {code})"),
             (None, None) => " (exited)".to_owned(),

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::model::{
     estimate::Moments,
     snapshot::{
-        AllocatorView, BlockView, Confidence, Exited, Finding, MappingTotals, Mode, SiteView, Snapshot,
-        TargetView, Totals,
+        AllocatorView, BlockView, Confidence, ContainerView, Exited, Finding, MappingTotals, Mode, SiteView,
+        Snapshot, TargetView, Totals,
     },
 };
 
@@ -58,6 +58,12 @@ pub(super) struct TargetDetails {
     comm: String,
     cmdline: String,
     exited: Option<(Option<i32>, Option<i32>)>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    oom_killed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container: Option<ContainerDetails>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unseen_ns: Option<u64>,
     execed: bool,
     parent: Option<u32>,
     allocators: Vec<AllocatorDetails>,
@@ -72,6 +78,20 @@ pub(super) struct TargetDetails {
     losses: BTreeMap<String, u64>,
     /// Program, allocator, reserved, stack, break.
     mappings_bytes: [u64; 5],
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct ContainerDetails {
+    id: String,
+    runtime: String,
+    name: Option<String>,
+    pod: Option<String>,
+    pod_uid: Option<String>,
+    namespace: Option<String>,
+    image: Option<String>,
+    compose_project: Option<String>,
+    compose_service: Option<String>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -192,6 +212,50 @@ impl Details {
     }
 }
 
+impl From<&ContainerView> for ContainerDetails {
+    fn from(view: &ContainerView) -> Self {
+        let ContainerView {
+            id,
+            runtime,
+            name,
+            pod,
+            pod_uid,
+            namespace,
+            image,
+            compose_project,
+            compose_service,
+        } = view.clone();
+        ContainerDetails {
+            id,
+            runtime,
+            name,
+            pod,
+            pod_uid,
+            namespace,
+            image,
+            compose_project,
+            compose_service,
+        }
+    }
+}
+
+impl From<ContainerDetails> for ContainerView {
+    fn from(details: ContainerDetails) -> Self {
+        let ContainerDetails {
+            id,
+            runtime,
+            name,
+            pod,
+            pod_uid,
+            namespace,
+            image,
+            compose_project,
+            compose_service,
+        } = details;
+        ContainerView { id, runtime, name, pod, pod_uid, namespace, image, compose_project, compose_service }
+    }
+}
+
 impl From<&TargetView> for TargetDetails {
     fn from(view: &TargetView) -> Self {
         let mappings = &view.mappings;
@@ -202,6 +266,9 @@ impl From<&TargetView> for TargetDetails {
             comm: view.comm.clone(),
             cmdline: view.cmdline.clone(),
             exited: view.exited.map(|exited| (exited.code, exited.signal)),
+            oom_killed: view.exited.is_some_and(|exited| exited.oom_killed),
+            container: view.container.as_ref().map(ContainerDetails::from),
+            unseen_ns: view.unseen_ns,
             execed: view.execed,
             parent: view.parent,
             allocators: view.allocators.iter().map(AllocatorDetails::from).collect(),
@@ -235,7 +302,13 @@ impl From<TargetDetails> for TargetView {
             since: details.since,
             comm: details.comm,
             cmdline: details.cmdline,
-            exited: details.exited.map(|(code, signal)| Exited { code, signal }),
+            exited: details.exited.map(|(code, signal)| Exited {
+                code,
+                signal,
+                oom_killed: details.oom_killed,
+            }),
+            container: details.container.map(ContainerView::from),
+            unseen_ns: details.unseen_ns,
             execed: details.execed,
             parent: details.parent,
             allocators: details.allocators.into_iter().map(AllocatorView::from).collect(),

@@ -5,7 +5,7 @@
 //! | sample types | `inuse_space` (bytes, the default), `inuse_objects` (count), `alloc_space`, `alloc_objects` |
 //! | period | `space` in bytes: the mean interval between samples; 1 where every call was recorded, 0 without any |
 //! | time, duration | when tracing began, in ns since the Unix epoch; from then to the snapshot |
-//! | sample | one site of one process; labels `pid` `comm` `site` (the site's id) `kind` (heap, mapping) and, where there is a finding, `finding` (low, medium, high) |
+//! | sample | one site of one process; labels `pid` `comm` `site` (the site's id) `kind` (heap, mapping), in a container `container` (its name or id) and, where there is a finding, `finding` (low, medium, high) |
 //! | mapping | the pages of a file that stacks lead through, with build id and file offset; the program first |
 //! | location | a frame, its address inside the call instruction; one line for each inlined function, then the function itself |
 //! | comments | sentences for people: host, times, mode, losses, notes |

@@ -15,8 +15,8 @@ use super::{
 };
 use crate::{
     model::snapshot::{
-        AllocatorView, BlockView, Confidence, Exited, Finding, Frame, MappingTotals, Mode, SiteKind,
-        SiteView, Snapshot, TargetView, Totals,
+        AllocatorView, BlockView, Confidence, ContainerView, Exited, Finding, Frame, MappingTotals, Mode,
+        SiteKind, SiteView, Snapshot, TargetView, Totals,
     },
     symbolize::reason,
 };
@@ -294,15 +294,34 @@ fn sites() -> impl Strategy<Value = Vec<SiteView>> {
 fn target() -> impl Strategy<Value = TargetView> {
     let allocator = (name(), name(), any::<u32>(), vec((name(), name()), 0..2))
         .prop_map(|(name, file, probed, failed)| AllocatorView { name, file, probed, failed });
-    let exited = (option::of(any::<i32>()), option::of(any::<i32>()))
-        .prop_map(|(code, signal)| Exited { code, signal });
+    let exited = (option::of(any::<i32>()), option::of(any::<i32>()), any::<bool>())
+        .prop_map(|(code, signal, oom_killed)| Exited { code, signal, oom_killed });
+    let words = || option::of(name());
+    let container = (name(), name(), [words(), words(), words(), words()], [words(), words(), words()])
+        .prop_map(
+            |(id, runtime, [name, pod, pod_uid, namespace], [image, compose_project, compose_service])| {
+                ContainerView {
+                    id,
+                    runtime,
+                    name,
+                    pod,
+                    pod_uid,
+                    namespace,
+                    image,
+                    compose_project,
+                    compose_service,
+                }
+            },
+        );
+    let place = (option::of(container), option::of(any::<u64>()));
     let counts = || proptest::collection::btree_map(name(), any::<u64>(), 0..3);
     (
         (any::<u32>(), any::<i64>(), any::<i64>(), name(), name(), option::of(exited), any::<bool>()),
         (option::of(any::<u32>()), vec(allocator, 0..2), totals(), rate(), any::<[Option<u64>; 3]>()),
         (sites(), any::<u64>(), totals(), counts(), counts(), any::<[u64; 5]>()),
+        place,
     )
-        .prop_map(|(who, sums, rest)| {
+        .prop_map(|(who, sums, rest, (container, unseen_ns))| {
             let (pid, start_time, since, comm, cmdline, exited, execed) = who;
             let (parent, allocators, totals, growth_bytes_per_second, optional) = sums;
             let (sites, sites_cut, cut_totals, stack_ends, losses, mappings) = rest;
@@ -315,6 +334,8 @@ fn target() -> impl Strategy<Value = TargetView> {
                 exited,
                 execed,
                 parent,
+                container,
+                unseen_ns,
                 allocators,
                 totals,
                 growth_bytes_per_second,

@@ -102,7 +102,8 @@ impl<'a> Builder<'a> {
         // A number, because pprof takes -tagfocus=pid=123 for one.
         let pid = Label { key: self.text("pid"), number: i64::from(target.pid), ..Label::default() };
         let texts = [("comm", target.comm.as_str()), ("site", &site.id), ("kind", kind)];
-        let texts = texts.into_iter().chain(finding).map(|(key, text)| Label {
+        let container = target.container.as_ref().map(|container| ("container", container.label()));
+        let texts = texts.into_iter().chain(container).chain(finding).map(|(key, text)| Label {
             key: self.text(key),
             text: self.text(text),
             number: 0,

@@ -85,11 +85,15 @@ fn combined_only_is_one_line_for_each_process() {
     let exited = TargetView {
         pid: 7,
         comm: "a".to_owned(),
-        exited: Some(Exited { code: None, signal: Some(9) }),
+        exited: Some(Exited { signal: Some(9), ..Exited::default() }),
         ..TargetView::default()
     };
     let mut view = snapshot_of(exited.clone());
-    view.targets.push(TargetView { pid: 8, exited: Some(Exited { code: Some(3), signal: None }), ..exited });
+    view.targets.push(TargetView {
+        pid: 8,
+        exited: Some(Exited { code: Some(3), ..Exited::default() }),
+        ..exited
+    });
     let text = snapshot(&view, Style { combined_only: true, ..Style::default() });
     let lines: Vec<&str> = text.lines().skip(1).take(2).collect();
     assert_eq!(
@@ -136,4 +140,30 @@ fn what_is_known_for_certain_is_not_called_unsure_for_samples_that_are_not_there
     let mappings = Totals { outstanding_bytes: 4096, outstanding_count: 1, ..sampled(0) };
     assert_eq!(held(&mappings, "block"), "4.0 KiB in 1 block and nothing sampled");
     assert_eq!(held(&Totals { sampled: None, ..mappings }, "mapping"), "4.0 KiB in 1 mapping");
+}
+
+#[test]
+fn a_process_is_shown_with_its_container_pod_and_service() {
+    let some = |text: &str| Some(text.to_owned());
+    let bare =
+        ContainerView { id: "3858919f6064".repeat(6), runtime: "docker".to_owned(), ..Default::default() };
+    assert_eq!(place(&bare), " in container 3858919f6064");
+    let named = ContainerView { name: some("we\x1bb"), ..bare.clone() };
+    assert_eq!(place(&named), " in we\\u{1b}b (3858919f6064)");
+    let project = (some("shop"), some("front"));
+    let composed = ContainerView { compose_project: project.0, compose_service: project.1, ..named.clone() };
+    assert_eq!(place(&composed), " in front of shop (3858919f6064)");
+    let pod = ContainerView { pod: some("web-0"), namespace: some("prod"), name: some("app"), ..bare };
+    assert_eq!(place(&pod), " in pod prod/web-0, app (3858919f6064)");
+    let bundle = ContainerView { id: "b".to_owned(), name: some("b"), ..Default::default() };
+    assert_eq!(place(&bundle), " in b");
+}
+
+#[test]
+fn a_death_by_lack_of_memory_is_told_apart() {
+    let target = TargetView {
+        exited: Some(Exited { signal: Some(9), oom_killed: true, code: None }),
+        ..Default::default()
+    };
+    assert_eq!(state(&target), " (killed because memory ran out)");
 }

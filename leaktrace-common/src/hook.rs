@@ -1,7 +1,7 @@
 //! Hook descriptors: what a probed function does with its arguments, packed into the 64-bit attach cookie, so
 //! that one allocation program and one free program serve every allocator.
 
-use crate::sample::SizeModel;
+use crate::{Plain, assert_layout, sample::SizeModel};
 
 /// What the probed function is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -69,7 +69,29 @@ pub struct Hook {
     /// It may call, or jump to, other probed functions, or map memory where its stack cannot be told: a call that
     /// sampling passes over must leave a mark, so that what it calls is not drawn for again.
     pub nests: bool,
+    /// What a hit costs the target, in units of [`COST_UNIT_NS`], as it was measured on this host.
+    pub cost: u8,
 }
+
+/// Unit of [`Hook::cost`]: a single-stepped probe takes up to 20 µs.
+pub const COST_UNIT_NS: u64 = 128;
+
+/// Processes whose probe hits are counted apart: a process's slot is its table's key, masked.
+pub const HIT_SLOTS: u32 = 1024;
+const _: () = assert!(HIT_SLOTS.is_power_of_two());
+
+/// Probe hits of a process, on one CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Hits {
+    /// How many.
+    pub count: u64,
+    /// Sum of their costs, in units of [`COST_UNIT_NS`].
+    pub cost: u64,
+}
+assert_layout!(Hits, size = 16, align = 8);
+// SAFETY: `repr(C)`, integers only, no padding (asserted by its size).
+unsafe impl Plain for Hits {}
 
 impl Hook {
     /// A hook of `shape` with no arguments, placed on a function's first instruction.
@@ -86,11 +108,12 @@ impl Hook {
             return_slot_words: 0,
             size_model: SizeModel::Asked,
             nests: false,
+            cost: 0,
         }
     }
 
     /// Packs the descriptor. Bits from 0: shape 3, size 3, count 3, pointer 3, four flags,
-    /// function 16, return slot 8, size model 3.
+    /// function 16, return slot 8, size model 3; cost 8 from bit 48.
     pub const fn to_cookie(self) -> u64 {
         (self.shape as u64)
             | (self.size as u64 & 7) << 3
@@ -103,6 +126,7 @@ impl Hook {
             | (self.function as u64) << 16
             | (self.return_slot_words as u64) << 32
             | (self.size_model as u64) << 40
+            | (self.cost as u64) << 48
     }
 
     /// Unpacks a descriptor; bits that [`Hook::to_cookie`] does not set are ignored.
@@ -120,6 +144,7 @@ impl Hook {
             return_slot_words: (cookie >> 32) as u8,
             size_model: SizeModel::from_bits(cookie >> 40),
             nests: cookie >> 15 & 1 != 0,
+            cost: (cookie >> 48) as u8,
         }
     }
 }
@@ -151,6 +176,7 @@ mod tests {
                 return_slot_words: 0x5a,
                 size_model: SizeModel::GlibcChunk,
                 nests: true,
+                cost: 0xa7,
             };
             assert_eq!(Hook::from_cookie(hook.to_cookie()), hook);
             let bare = Hook::new(shape);

@@ -13,7 +13,7 @@ use leaktrace_common::{
 };
 
 use crate::{
-    count::count,
+    count::{count, hit},
     maps::{CALLS, TARGETS},
     registers::{Registers, read_user},
     sample, site,
@@ -134,6 +134,7 @@ fn is_wanted(target: &Target, size_bytes: u64) -> bool {
 pub fn enter(regs: &Registers, cookie: u64, can_skip: bool) -> bool {
     let hook = Hook::from_cookie(cookie);
     let Some(caller) = Caller::traced(regs) else { return false };
+    hit(caller.target, hook);
     let slot = regs.stack_pointer.wrapping_add(8 * hook.return_slot_words as u64);
     let size_bytes = requested(regs, hook);
     let pointer = if hook.pointer == NO_ARGUMENT { 0 } else { regs.argument(hook.pointer) };
@@ -248,8 +249,12 @@ pub fn leave(regs: &Registers, slot: u64) {
 /// An exit of a function that may throw was reached. Other functions may end there too: their return is seen by
 /// their own return probe.
 #[inline(always)]
-pub fn leave_at_exit(regs: &Registers, slot: u64) {
-    let (tid, _) = thread::current();
+pub fn leave_at_exit(regs: &Registers, hook: Hook, slot: u64) {
+    let (tid, tgid) = thread::current();
+    // SAFETY: as in `Caller::traced`.
+    if let Some(target) = unsafe { TARGETS.get(tgid) } {
+        hit(target, hook);
+    }
     let Some(thread) = thread::existing(tid) else { return };
     // SAFETY: the entry belongs to the current thread and stays while its program runs.
     if Hook::from_cookie(unsafe { (*thread).call.cookie }).may_throw {

@@ -1,8 +1,12 @@
 //! Counting: adds to the current target's tally.
 use core::{arch::asm, hint::black_box};
-use leaktrace_common::counter::{Counter, TALLY_WORDS};
+use leaktrace_common::{
+    counter::{Counter, TALLY_WORDS},
+    hook::{HIT_SLOTS, Hook},
+    target::Target,
+};
 
-use crate::maps::{TALLIES, Tally};
+use crate::maps::{HITS, TALLIES, Tally};
 
 /// Adds `amount` to a word that other CPUs and preempted programs may add to as well. In assembly because
 /// `core` has no atomic addition for this target.
@@ -50,5 +54,16 @@ impl Counters {
             // SAFETY: the masked index lies in the tally.
             add(unsafe { tally.cast::<u64>().add(index) }, amount);
         }
+    }
+}
+
+/// Counts a hit on a probe of a traced process.
+#[inline(always)]
+pub fn hit(target: &Target, hook: Hook) {
+    if let Some(hits) = HITS.get_ptr_mut(target.table & (HIT_SLOTS - 1)) {
+        // SAFETY: an entry of this CPU; it stays.
+        let hits = unsafe { &mut *hits };
+        hits.count += 1;
+        hits.cost += hook.cost as u64;
     }
 }

@@ -8,7 +8,7 @@ use leaktrace_common::{
 
 use crate::{
     allocation::{Caller, Hit, report},
-    count::count,
+    count::{count, hit},
     registers::Registers,
     site,
 };
@@ -18,10 +18,11 @@ use crate::{
 pub fn enter(regs: &Registers, cookie: u64) {
     let hook = Hook::from_cookie(cookie);
     let pointer = if hook.pointer == NO_ARGUMENT { 0 } else { regs.argument(hook.pointer) };
+    let Some(caller) = Caller::traced(regs) else { return };
+    hit(caller.target, hook);
     if pointer == 0 {
         return;
     }
-    let Some(caller) = Caller::traced(regs) else { return };
     if caller.target.sample_interval_bytes != 0 {
         sampled(&caller, hook, pointer);
         return;

@@ -100,6 +100,8 @@ fn send(tid: u32, tgid: u32, target: &Target, regs: &Registers, change: Change, 
     let wants_stack = match change {
         Change::Map => map_flags & MAP_ANONYMOUS != 0 && !in_allocator,
         Change::Remapped => !in_allocator,
+        // The break is an allocator's own business, and all that is seen of it where allocations are not recorded.
+        Change::Break => target.flags & flags::ALLOCATIONS == 0,
         _ => false,
     };
     let stack = if wants_stack {

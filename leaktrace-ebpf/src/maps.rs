@@ -2,13 +2,14 @@
 //! User space overrides the sizes that depend on options before loading.
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, HashMap, HashOfMaps, PerCpuHashMap, Queue, RingBuf},
+    btf_maps::{Array, HashMap, HashOfMaps, PerCpuArray, PerCpuHashMap, Queue, RingBuf},
     macros::btf_map,
 };
 use leaktrace_common::{
     counter::TALLY_WORDS,
     event,
     heap::{Block, SiteKey, SiteTotals},
+    hook::{HIT_SLOTS, Hits},
     target::Target,
     unwind::{MAX_RULES, Page, ProcessMappings, Row, Rule, SLAB_ROWS},
 };
@@ -28,6 +29,12 @@ pub static TARGETS: HashMap<u32, Target, 1024, { BPF_F_NO_PREALLOC as usize }> =
 /// and added to atomically, because a program can be preempted between load and store.
 #[btf_map]
 pub static TALLIES: PerCpuHashMap<u32, Tally, 1024, { BPF_F_NO_PREALLOC as usize }> = PerCpuHashMap::new();
+
+/// Probe hits of each process and what they cost it, for the governor. Programs add, user space reads differences and
+/// never resets. An array and no atomic addition, because every hit pays for it: what is lost when a program is
+/// preempted in the middle does not matter to an estimate.
+#[btf_map]
+pub static HITS: PerCpuArray<Hits, { HIT_SLOTS as usize }> = PerCpuArray::new();
 
 /// A tally of zeros: the value that the tally of a forked process starts from.
 #[btf_map]

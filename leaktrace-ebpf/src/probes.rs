@@ -51,8 +51,9 @@ extern "C" fn alloc_return(context: *mut c_void) -> u32 {
 extern "C" fn alloc_exit(context: *mut c_void) -> u32 {
     // SAFETY: the kernel passes the registers.
     let regs = unsafe { Registers::from_context(context) };
-    let words = Hook::from_cookie(cookie(context)).return_slot_words as u64;
-    allocation::leave_at_exit(&regs, regs.stack_pointer.wrapping_add(8 * words));
+    let hook = Hook::from_cookie(cookie(context));
+    let slot = regs.stack_pointer.wrapping_add(8 * hook.return_slot_words as u64);
+    allocation::leave_at_exit(&regs, hook, slot);
     0
 }
 

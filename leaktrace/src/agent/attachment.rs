@@ -6,6 +6,7 @@ use leaktrace_common::hook::{Hook, Shape};
 use super::functions::{Function, Functions};
 use crate::{
     attach::{
+        costs::TrapCosts,
         links::{AttachFailure, Probe},
         plan::{self, EmulatedClasses, Exits, ProbeSite},
     },
@@ -65,12 +66,17 @@ impl AllocatorCode {
 }
 
 /// What to attach to in a process, by file.
-pub fn plan(found: &Found, functions: &mut Functions, emulated: EmulatedClasses) -> Vec<Attachment> {
+pub fn plan(
+    found: &Found,
+    functions: &mut Functions,
+    emulated: EmulatedClasses,
+    costs: &TrapCosts,
+) -> Vec<Attachment> {
     let mut order: Vec<FileIdentity> = Vec::new();
     let mut parts: HashMap<FileIdentity, Attachment> = HashMap::new();
     for allocator in &found.allocators {
         let part = part_of(&mut order, &mut parts, &allocator.file);
-        add_allocator(part, allocator, functions, emulated);
+        add_allocator(part, allocator, functions, emulated, costs);
     }
     let throws = parts.values().flat_map(|part| &part.probes).any(|probe| probe.hook.may_throw);
     for thrower in found.throw_functions.iter().filter(|_| throws) {
@@ -105,6 +111,7 @@ fn add_allocator(
     allocator: &AllocatorInObject,
     functions: &mut Functions,
     emulated: EmulatedClasses,
+    costs: &TrapCosts,
 ) {
     let index = part.views.len();
     part.code.push(AllocatorCode::of(allocator));
@@ -121,6 +128,10 @@ fn add_allocator(
         match FunctionPlan::of(&allocator.file, function, emulated) {
             Ok(plan) => {
                 for mut probe in plan.probes() {
+                    probe.hook.cost = match probe.hook.shape {
+                        Shape::Exit => costs.exit(),
+                        _ => costs.entry(&plan.site, plan.with_return),
+                    };
                     probe.hook.function = number;
                     probe.hook.size_model = allocator.allocator.size_model();
                     probe.hook.nests = allocator.allocator.nests(&function.name, function.hook);

@@ -1,4 +1,5 @@
 //! How to trace: what the command line or the configuration asks for, checked and in plain types.
+use super::governor::GovernorOptions;
 use crate::{
     attach::{links::LinkKind, object::Sizes, plan::EmulatedClasses},
     discover,
@@ -27,6 +28,10 @@ pub struct TraceOptions {
     pub holds_children: bool,
     /// Mean bytes between samples; 0 records every call.
     pub sample_interval_bytes: u64,
+    /// Record no allocations: watch memory and mappings alone.
+    pub growth_only: bool,
+    /// What bounds the cost of each target, if anything does.
+    pub governor: Option<GovernorOptions>,
     /// Smallest allocation that is recorded.
     pub min_size_bytes: u64,
     /// Largest allocation that is recorded.
@@ -73,6 +78,8 @@ impl Default for TraceOptions {
             follow: true,
             holds_children: false,
             sample_interval_bytes: 0,
+            growth_only: false,
+            governor: None,
             min_size_bytes: 0,
             max_size_bytes: u64::MAX,
             stack_depth: 127,

@@ -19,6 +19,9 @@ use super::{
 };
 use crate::model::snapshot::{CallView, Snapshot, TargetView};
 
+/// Time between looks at what tracing costs.
+const CHECK: Duration = Duration::from_secs(1);
+
 /// When summaries are made and when it ends.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Schedule {
@@ -58,6 +61,7 @@ pub struct Outcome {
 enum Event {
     Ring,
     Tick,
+    Check,
     Deadline,
     Notice(Option<Notice>),
     Interrupted(i32),
@@ -170,6 +174,8 @@ impl<'a, R: Report> Session<'a, R> {
         let period = self.schedule.interval.unwrap_or(Duration::from_secs(86_400));
         let mut ticks = interval_at(start + period, period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut checks = interval_at(start + CHECK, CHECK);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let deadline = start + self.schedule.duration.unwrap_or(Duration::from_secs(86_400 * 365));
         loop {
             let event = tokio::select! {
@@ -178,6 +184,7 @@ impl<'a, R: Report> Session<'a, R> {
                 notice = next_notice(&mut self.launched) => Event::Notice(notice),
                 () = sleep_until(deadline) => Event::Deadline,
                 _ = ticks.tick() => Event::Tick,
+                _ = checks.tick() => Event::Check,
                 () = rings.readable() => Event::Ring,
             };
             match self.handle(event) {
@@ -219,6 +226,10 @@ impl<'a, R: Report> Session<'a, R> {
                 Ok(true)
             }
             Event::Tick => Ok(true),
+            Event::Check => {
+                self.tracer.govern();
+                Ok(true)
+            }
             Event::Deadline => Ok(false),
             Event::Notice(notice) => Ok(self.noticed(notice)),
             Event::Interrupted(number) => Ok(self.interrupted(number)),

@@ -1,7 +1,9 @@
 //! What the agent keeps for one traced process image.
 use std::{collections::HashMap, sync::Arc};
 
-use super::{attachment::AllocatorCode, tables::ProcessTables};
+use super::{
+    attachment::AllocatorCode, governor::Governor, meter::Meter, options::TraceOptions, tables::ProcessTables,
+};
 use crate::{
     attach::links::Links,
     discover::{container::Container, object::FileIdentity, process::Process},
@@ -9,6 +11,7 @@ use crate::{
     model::{
         history::History,
         mappings::Mappings,
+        memory::MemorySeries,
         sites::Corrections,
         snapshot::{AllocatorView, Exited, Frame, WallNs},
         stacks::ImageKey,
@@ -60,6 +63,71 @@ pub struct Tracked {
     pub exited: Option<Exited>,
     /// Executable mappings changed: look again.
     pub is_stale: bool,
+    /// What watching it costs, and what of it is watched.
+    pub care: Care,
+}
+
+/// Whether a target's allocations are recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recording {
+    /// They are.
+    On,
+    /// Not now: it would cost too much.
+    Paused,
+    /// Never: its memory is watched alone.
+    Off,
+}
+
+/// What watching a target costs, and what of it is watched. It outlives an exec.
+#[derive(Clone, Debug)]
+pub struct Care {
+    /// Whether allocations are recorded.
+    pub recording: Recording,
+    /// What bounds the cost.
+    pub governor: Option<Governor>,
+    /// What measures it.
+    pub meter: Meter,
+    /// Its anonymous memory over time.
+    pub memory: MemorySeries,
+    /// The largest mean distance of samples so far.
+    pub widest_interval_bytes: u64,
+    /// Blocks born before this may have been freed while nobody watched; 0 without a pause.
+    pub unverified_before_ns: u64,
+    /// When the present pause began, in ns of CLOCK_BOOTTIME.
+    pub paused_since_ns: Option<u64>,
+    /// How long it was paused before that.
+    pub paused_ns: u64,
+}
+
+impl Care {
+    /// For a target that is traced as asked for.
+    pub fn new(options: &TraceOptions) -> Care {
+        let records = !options.growth_only;
+        Care {
+            recording: if records { Recording::On } else { Recording::Off },
+            governor: options
+                .governor
+                .filter(|_| records)
+                .map(|governor| Governor::new(governor, options.sample_interval_bytes)),
+            meter: Meter::default(),
+            memory: MemorySeries::default(),
+            widest_interval_bytes: options.sample_interval_bytes,
+            unverified_before_ns: 0,
+            paused_since_ns: None,
+            paused_ns: 0,
+        }
+    }
+
+    /// The same process after an exec: its memory is new.
+    pub fn after_exec(self) -> Care {
+        Care { memory: MemorySeries::default(), unverified_before_ns: 0, ..self }
+    }
+
+    /// How long allocations were not watched, in all.
+    pub fn paused_ns(&self, now_ns: u64) -> u64 {
+        let now = self.paused_since_ns.map_or(0, |since| now_ns.saturating_sub(since));
+        self.paused_ns.saturating_add(now)
+    }
 }
 
 /// A death by lack of memory, as it was announced.

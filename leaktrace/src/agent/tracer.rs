@@ -22,11 +22,12 @@ use super::{
     functions::Functions,
     options::{TraceOptions, UnwindMode},
     tables::Tables,
-    target::{OutOfMemory, Tracked},
+    target::{Care, OutOfMemory, Recording, Tracked},
     view,
 };
 use crate::{
     attach::{
+        costs::TrapCosts,
         host::Host,
         links::{LinkKind, Programs},
         object::KernelObject,
@@ -44,6 +45,7 @@ use crate::{
         maps::{Maps, Tally},
     },
     model::{
+        events::EventView,
         history::History,
         mappings::Mappings,
         sites::{Corrections, Selection},
@@ -62,6 +64,8 @@ const MAX_EARLY_STACKS: usize = 10_000;
 /// Ended processes whose views are kept until the next snapshot; of more, those that hold the least are summed.
 const MAX_FINISHED: usize = 1000;
 
+mod govern;
+
 /// The tracer.
 pub struct Tracer {
     options: TraceOptions,
@@ -73,6 +77,7 @@ pub struct Tracer {
     symbolizer: Symbolizer,
     stacks: Stacks,
     functions: Functions,
+    costs: TrapCosts,
     targets: BTreeMap<u32, Tracked>,
     /// Children that run in their parent's memory, and the parent.
     vforked: HashMap<u32, u32>,
@@ -81,6 +86,7 @@ pub struct Tracer {
     finished_unlisted: u64,
     tally_of_gone: Tally,
     calls: Vec<CallView>,
+    decisions: Vec<EventView>,
     notes: Vec<String>,
     since: WallNs,
     host: String,
@@ -113,6 +119,8 @@ impl Tracer {
             && selftest::return_probe_kills_filtered(link).unwrap_or(true);
         let maps = Maps::of(&kernel, options.max_blocks)?;
         let tables = Tables::new(&kernel, options.unwind)?;
+        let is_bounded = options.governor.is_some() && !options.growth_only;
+        let costs = if is_bounded { TrapCosts::measure(link) } else { TrapCosts::typical(link) };
         let mut notes = Vec::new();
         let mut tracepoints = vec![Tracepoints::life(&kernel, &tracefs)?];
         match Tracepoints::mappings(&kernel, &tracefs) {
@@ -142,6 +150,7 @@ impl Tracer {
             modules: Modules::default(),
             stacks: Stacks::default(),
             functions: Functions::default(),
+            costs,
             targets: BTreeMap::new(),
             vforked: HashMap::new(),
             early_stacks: Vec::new(),
@@ -149,6 +158,7 @@ impl Tracer {
             finished_unlisted: 0,
             tally_of_gone: Tally::ZERO,
             calls: Vec::new(),
+            decisions: Vec::new(),
             notes,
             since: clock::wall_ns(),
             host: host_name(),
@@ -167,6 +177,11 @@ impl Tracer {
     /// The link type in use.
     pub fn link(&self) -> LinkKind {
         self.programs.kind()
+    }
+
+    /// Whether allocation functions are probed at all.
+    pub fn probes(&self) -> bool {
+        !self.options.growth_only
     }
 
     /// Descriptors that become readable when there is something to drain.
@@ -206,6 +221,9 @@ impl Tracer {
     /// How many blocks are live in a traced process and how it was attached: for messages.
     pub fn describe(&self, pid: u32) -> Option<String> {
         let target = self.targets.get(&pid)?;
+        if target.care.recording == Recording::Off {
+            return Some(format!("{} {}: growth of its memory", pid, target.process.comm));
+        }
         let allocators: Vec<String> = target
             .attached
             .values()
@@ -290,6 +308,11 @@ impl Tracer {
         let Some(mut settings) = self.maps.target(tracked.pid()) else { return };
         settings.slot = tracked.tables.slot().unwrap_or(NO_SLOT);
         settings.flags &= !flags::SHARED_SLOT;
+        // A child may have been made while its parent was paused, or was sampled more widely.
+        if tracked.care.recording == Recording::On {
+            settings.flags |= flags::ALLOCATIONS;
+        }
+        settings.sample_interval_bytes = tracked.sample_interval_bytes;
         if let Err(error) = self.maps.set_target(tracked.pid(), &settings) {
             tracing::warn!(pid = tracked.pid(), error = format!("{error:#}"), "changing a target");
         }
@@ -314,6 +337,11 @@ impl Tracer {
         let of_parent = || parent.and_then(|parent| self.targets.get(&parent)?.container.clone());
         let container = container.or_else(of_parent);
         let range = self.options.min_size_bytes..=self.options.max_size_bytes;
+        let mappings = if self.options.growth_only {
+            Mappings::new(process_maps::program_break(process.identity.pid)).listing_break()
+        } else {
+            Mappings::new(None)
+        };
         Tracked {
             table,
             image,
@@ -326,7 +354,7 @@ impl Tracer {
             attached: HashMap::new(),
             tables: self.tables.open(),
             space: AddressSpace::default(),
-            mappings: Mappings::new(None).listing(range),
+            mappings: mappings.listing(range),
             corrections: Corrections::default(),
             history: History::default(),
             sample_interval_bytes: self.options.sample_interval_bytes,
@@ -335,13 +363,17 @@ impl Tracer {
             notes: Vec::new(),
             exited: None,
             is_stale: false,
+            care: Care::new(&self.options),
             process,
         }
     }
 
     fn settings(&self, tracked: &Tracked) -> Target {
         let options = &self.options;
-        let mut bits = flags::ALLOCATIONS | flags::MAPPINGS;
+        let mut bits = flags::MAPPINGS;
+        if tracked.care.recording == Recording::On {
+            bits |= flags::ALLOCATIONS;
+        }
         if options.follow {
             bits |= flags::FOLLOW;
         }
@@ -389,6 +421,9 @@ impl Tracer {
     /// Attaches to allocators that are not probed yet, and detaches from files that are not mapped any more.
     fn probe(&mut self, tracked: &mut Tracked) {
         let pid = tracked.pid();
+        if tracked.care.recording != Recording::On {
+            return;
+        }
         if self.refuse_filtered.is_some() && self.refuse_newly_filtered(tracked) {
             return;
         }
@@ -402,7 +437,7 @@ impl Tracer {
         };
         let options = &self.options;
         let emulated = if options.probe_offset_zero { EmulatedClasses::NONE } else { options.emulated };
-        let plan = attachment::plan(&found, &mut self.functions, emulated);
+        let plan = attachment::plan(&found, &mut self.functions, emulated, &self.costs);
         tracked.attached.retain(|identity, _| plan.iter().any(|part| part.file.identity() == *identity));
         for part in plan {
             let identity = part.file.identity();
@@ -530,6 +565,8 @@ impl Tracer {
         // The slot and the links stay: the kernel keeps them over an exec.
         self.tables.close(std::mem::replace(&mut new.tables, std::mem::take(&mut old.tables)));
         new.attached = std::mem::take(&mut old.attached);
+        new.sample_interval_bytes = old.sample_interval_bytes;
+        new.care = old.care.clone().after_exec();
         new.heap_before_bytes = Some(0);
         new.tally_before = self.maps.tally(pid);
         self.look(&mut new);
@@ -639,7 +676,7 @@ impl Tracer {
     }
 
     fn mapping_changed(&mut self, change: &MappingChange) {
-        if change.stack != 0 && self.options.sample_interval_bytes > 0 {
+        if change.stack != 0 && (self.options.sample_interval_bytes > 0 || self.options.governor.is_some()) {
             // Its stack was sent before it.
             self.drain_stacks();
         }
@@ -651,8 +688,9 @@ impl Tracer {
             change.change == Change::Map as u32 && change.protection & libc::PROT_EXEC.cast_unsigned() != 0;
         target.is_stale |= maps_code;
         let mut change = *change;
-        if change.stack != 0 && target.sample_interval_bytes > 0 {
-            // The kernel knows only of allocation calls that are sampled; the stack tells of the others.
+        let is_seen = target.care.recording == Recording::On && target.sample_interval_bytes == 0;
+        if change.stack != 0 && !is_seen {
+            // The kernel knows only of allocation calls that are recorded; the stack tells of the others.
             let frames = self.stacks.frames(target.image, change.stack);
             change.in_allocator |= u32::from(target.is_in_allocator(&frames));
         }
@@ -772,6 +810,7 @@ impl Tracer {
             since: self.since,
             host: self.host.clone(),
             mode: match self.options.sample_interval_bytes {
+                _ if self.options.growth_only => Mode::Growth,
                 0 => Mode::Exact,
                 interval_bytes => Mode::Sampled { interval_bytes },
             },
@@ -779,6 +818,8 @@ impl Tracer {
             targets: views,
             losses,
             notes,
+            events: std::mem::take(&mut self.decisions),
+            watched: None,
         }
     }
 
@@ -787,7 +828,9 @@ impl Tracer {
         for target in targets {
             let pid = target.pid();
             notes.extend(target.notes.iter().map(|note| format!("process {pid}: {note}")));
-            if target.attached.values().all(|attached| attached.allocators.is_empty()) {
+            notes.extend(govern::note(target));
+            let records = target.care.recording != Recording::Off;
+            if records && target.attached.values().all(|attached| attached.allocators.is_empty()) {
                 notes.push(format!(
                     "process {pid} ({}): no allocator was found; see `leaktrace doctor -p {pid}`, --object and --function",
                     target.process.comm

@@ -6,13 +6,22 @@ use leaktrace_common::{
 };
 use std::collections::BTreeMap;
 
-use super::{clock, functions::Functions, target::Tracked};
+use super::{
+    clock,
+    functions::Functions,
+    target::{Recording, Tracked},
+};
 use crate::{
-    analyse,
-    discover::{container::Container, process},
+    analyse::{
+        self,
+        memory_growth::{self, GrowthRule},
+    },
+    discover::{container::Container, memory, process},
     drain::maps::{Maps, Tally},
     model::{
         blocks::Blocks,
+        memory::{MemoryPoint, MemoryView},
+        overhead::OverheadView,
         sites::{Input, Selection},
         snapshot::{ContainerView, Exited, TargetView},
         stacks::Stacks,
@@ -43,6 +52,7 @@ pub fn target_view(
         heap,
         corrections: &target.corrections,
         blocks: Some(&blocks),
+        unverified_before_ns: target.care.unverified_before_ns,
         mappings: Some(&target.mappings),
         stacks,
     };
@@ -65,13 +75,17 @@ pub fn target_view(
         unseen_ns: target.unseen_ns,
         allocators: target.attached.values().flat_map(|attached| attached.allocators.clone()).collect(),
         heap_before_attach_bytes: target.heap_before_bytes,
-        unmatched_frees: (!has_size_filter && target.sample_interval_bytes == 0)
+        unmatched_frees: (!has_size_filter
+            && target.care.widest_interval_bytes == 0
+            && target.care.recording != Recording::Off)
             .then(|| since_before(Counter::UnmatchedFrees)),
         rss_bytes: facts
             .map(|facts| facts.rss_bytes)
             .or_else(|| target.oom.and_then(|at_death| at_death.rss_bytes)),
         losses: losses(&tally, &target.tally_before, target),
         mappings: target.mappings.totals(),
+        memory: if is_running { memory_view(target, now_ns) } else { None },
+        overhead: overhead_view(target, now_ns),
         ..TargetView::default()
     };
     view.fill(shown);
@@ -94,9 +108,35 @@ pub fn container_view(container: &Container) -> ContainerView {
     }
 }
 
+/// Its memory now and the trend, which a summary adds a point to.
+fn memory_view(target: &mut Tracked, now_ns: u64) -> Option<MemoryView> {
+    let now = memory::memory(target.pid())?;
+    let series = &mut target.care.memory;
+    series.record(MemoryPoint { time_ns: now_ns, bytes: now.private_bytes() });
+    Some(MemoryView {
+        now,
+        growth_bytes_per_hour: series.bytes_per_second().map(|rate| rate * 3600.0),
+        finding: memory_growth::judge(series.points(), &GrowthRule::FINDING),
+    })
+}
+
+/// What tracing costs it; nothing where its allocations are not traced.
+fn overhead_view(target: &Tracked, now_ns: u64) -> Option<OverheadView> {
+    let governor = target.care.governor.as_ref()?;
+    Some(OverheadView {
+        estimated_share: governor.estimated_share(),
+        budget_share: Some(governor.budget_share()),
+        target_cpu_share: target.care.meter.cpu_share(),
+        state: governor.state(),
+        sample_interval_bytes: target.sample_interval_bytes,
+        paused_ns: target.care.paused_ns(now_ns),
+        retry_in_ns: governor.paused_until_ns().map(|until| until.saturating_sub(now_ns)),
+    })
+}
+
 /// Live blocks of the image; blocks whose free was missed are taken out of the kernel's table and of the sums.
 fn drain_blocks(target: &mut Tracked, maps: &Maps, functions: &Functions) -> Blocks {
-    let mut blocks = Blocks::default().sampled_every(target.sample_interval_bytes);
+    let mut blocks = Blocks::default().sampled_every(target.care.widest_interval_bytes);
     let generation = target.image.generation as u16;
     let mut of_other_images = Vec::new();
     let drained = maps.for_each_block(target.pid(), |address, block: Block| {

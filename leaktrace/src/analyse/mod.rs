@@ -10,6 +10,7 @@ use crate::model::{
 };
 
 mod held_at_exit;
+pub mod memory_growth;
 mod runtime;
 mod steady_growth;
 
@@ -38,7 +39,12 @@ pub fn summarise(input: &Input<'_>, history: &mut History, selection: &Selection
     });
     history.record(input.now_ns, sites.iter().map(|site| (site.id, site.point(input.now_ns))));
     for site in &mut sites {
-        site.finding = judge(site, history.points(site.id), life, || site.frames(input));
+        if site.is_break(input) {
+            continue;
+        }
+        let verified = site.verified(input);
+        let judged = verified.as_ref().unwrap_or(site);
+        site.finding = judge(judged, history.points(site.id), life, || site.frames(input));
     }
     Shown { loader_bytes, ..show(sites, input, selection) }
 }

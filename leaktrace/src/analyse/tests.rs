@@ -183,6 +183,7 @@ fn a_summary_brings_growth_findings_and_order_together() {
             heap: &heap,
             corrections: &corrections,
             blocks: None,
+            unverified_before_ns: 0,
             mappings: None,
             stacks: &stacks,
         };

@@ -12,6 +12,7 @@ use super::{
     units,
 };
 use crate::{
+    agent::governor::GovernorOptions,
     discover::selector::Selector,
     model::sites::{Order, Selection},
 };
@@ -328,6 +329,13 @@ pub struct TraceArgs {
     /// Mean bytes from one sample to the next [default: 512K]; implies --mode sampled
     #[arg(long, value_name = "BYTES", value_parser = units::size_bytes, help_heading = "How")]
     pub sample_interval: Option<u64>,
+    /// What tracing may cost each process, in percent of one core, or off; beyond it samples are taken further apart,
+    /// then recording is paused [default of attach and snapshot: 5%, with --mode exact only a warning; of run: off]
+    #[arg(long, value_name = "SHARE", value_parser = units::share, help_heading = "How")]
+    pub max_overhead: Option<f64>,
+    /// How long the first pause is that --max-overhead leads to
+    #[arg(long, hide = true, value_name = "DURATION", value_parser = units::positive_duration)]
+    pub first_pause: Option<Duration>,
     /// Frames to keep of each call stack, 1 to 127
     #[arg(long, value_name = "N", default_value_t = 127, value_parser = clap::value_parser!(u32).range(1..=127),
           help_heading = "How")]
@@ -374,6 +382,7 @@ impl TraceArgs {
             _ if self.mode == Some(ModeArg::Exact) && self.sample_interval.is_some() => {
                 Err("--sample-interval does nothing with --mode exact".to_owned())
             }
+            _ if self.mode == Some(ModeArg::Growth) => self.check_growth(),
             _ if self.sample_interval.is_some_and(|bytes| bytes == 0 || bytes > MAX_INTERVAL_BYTES) => {
                 Err("--sample-interval: from 1 byte to 4G".to_owned())
             }
@@ -382,6 +391,20 @@ impl TraceArgs {
             }
             _ if self.max_sites > u64::from(u32::MAX) => Err("--max-sites: at most 4294967295".to_owned()),
             _ => Ok(()),
+        }
+    }
+
+    fn check_growth(&self) -> Result<(), String> {
+        let useless = [
+            (self.trace, "--trace"),
+            (self.sample_interval.is_some(), "--sample-interval"),
+            (self.max_overhead.is_some(), "--max-overhead"),
+        ];
+        match useless.iter().find(|(given, _)| *given) {
+            Some((_, flag)) => {
+                Err(format!("{flag} does nothing with --mode growth, which records no allocations"))
+            }
+            None => Ok(()),
         }
     }
 }
@@ -393,12 +416,34 @@ pub const DEFAULT_SAMPLE_INTERVAL_BYTES: u64 = 512 << 10;
 const SHOWN_BLOCKS: usize = 1000;
 
 impl TraceArgs {
-    /// Mean bytes between samples; 0 for every call. `default` is the subcommand's mode.
-    pub fn sample_interval_bytes(&self, default: ModeArg) -> u64 {
+    /// How allocations are recorded. `default` is the subcommand's mode.
+    pub fn effective_mode(&self, default: ModeArg) -> ModeArg {
         let default = if self.trace { ModeArg::Exact } else { default };
         let implied = self.sample_interval.map(|_| ModeArg::Sampled);
-        match self.mode.or(implied).unwrap_or(default) {
-            ModeArg::Exact => 0,
+        self.mode.or(implied).unwrap_or(default)
+    }
+
+    /// What bounds the cost of each target. Who asks for every call is warned only, unless a bound is asked for, too;
+    /// `run`, whose default is every call, is not even warned.
+    pub fn governor(&self, default: ModeArg) -> Option<GovernorOptions> {
+        let mode = self.effective_mode(default);
+        let options = match self.max_overhead {
+            _ if mode == ModeArg::Growth => return None,
+            Some(share) if share > 0.0 => GovernorOptions::new(share, true),
+            Some(_) => return None,
+            None if default == ModeArg::Exact => return None,
+            None => GovernorOptions::new(GovernorOptions::DEFAULT_BUDGET_SHARE, mode == ModeArg::Sampled),
+        };
+        Some(match self.first_pause {
+            Some(first_pause) => GovernorOptions { first_pause, ..options },
+            None => options,
+        })
+    }
+
+    /// Mean bytes between samples; 0 for every call. `default` is the subcommand's mode.
+    pub fn sample_interval_bytes(&self, default: ModeArg) -> u64 {
+        match self.effective_mode(default) {
+            ModeArg::Exact | ModeArg::Growth => 0,
             ModeArg::Sampled => self.sample_interval.unwrap_or(DEFAULT_SAMPLE_INTERVAL_BYTES),
         }
     }
@@ -462,6 +507,8 @@ pub enum ModeArg {
     Exact,
     /// Some calls, large ones more likely: estimates with error bars, at a fraction of the cost
     Sampled,
+    /// None: how much memory each process has and what maps it, at next to no cost
+    Growth,
 }
 
 /// How call stacks are walked.
@@ -579,6 +626,34 @@ mod tests {
             let words = ["-p", "1"].iter().chain(wrong).copied().collect::<Vec<_>>();
             assert!(attach(&words).unwrap().trace.check().unwrap_err().contains("--sample-interval"));
         }
+    }
+
+    #[test]
+    fn what_samples_is_bounded_and_what_records_every_call_is_warned() {
+        let attached = |words: &[&str]| attach(words).unwrap().trace.governor(ModeArg::Sampled);
+        let ran = |words: &[&str]| run(words).unwrap().trace.governor(ModeArg::Exact);
+        let budget =
+            |options: Option<GovernorOptions>| options.map(|options| (options.budget_share, options.acts));
+        assert_eq!(budget(attached(&["-p", "1"])), Some((0.05, true)));
+        assert_eq!(budget(attached(&["-p", "1", "--mode", "exact"])), Some((0.05, false)));
+        assert_eq!(
+            budget(attached(&["-p", "1", "--mode", "exact", "--max-overhead", "2%"])),
+            Some((0.02, true))
+        );
+        for words in [&["--max-overhead", "off"][..], &["--max-overhead", "0"], &["--mode", "growth"]] {
+            assert_eq!(attached(&[&["-p", "1"], words].concat()), None);
+        }
+        assert_eq!(ran(&["true"]), None);
+        assert_eq!(budget(ran(&["--max-overhead", "10%", "true"])), Some((0.1, true)));
+    }
+
+    #[test]
+    fn growth_mode_refuses_what_needs_allocations() {
+        for words in [&["--trace"][..], &["--sample-interval", "1k"], &["--max-overhead", "1%"]] {
+            let words = [&["-p", "1", "--mode", "growth"], words].concat();
+            assert!(attach(&words).unwrap().trace.check().unwrap_err().contains("--mode growth"));
+        }
+        assert_eq!(attach(&["-p", "1", "--mode", "growth"]).unwrap().trace.check(), Ok(()));
     }
 
     #[test]

@@ -59,6 +59,8 @@ pub(super) fn options_for(args: &TraceArgs, mode: ModeArg, orders: Option<&Order
         follow: !args.no_follow,
         holds_children: false,
         sample_interval_bytes: args.sample_interval_bytes(mode),
+        growth_only: args.effective_mode(mode) == ModeArg::Growth,
+        governor: args.governor(mode),
         min_size_bytes: args.min_size.unwrap_or(0),
         max_size_bytes: args.max_size.unwrap_or(u64::MAX),
         stack_depth: if args.combined_only { 0 } else { args.stack_depth },
@@ -140,13 +142,16 @@ pub(super) fn start(tracer: &mut Tracer, targets: &TargetArgs, orders: Orders, q
     if quiet {
         return Ok(());
     }
-    let link = tracer.link().name();
+    let how = |line| match tracer.probes() {
+        true => format!("tracing {line} by {} probes", tracer.link().name()),
+        false => format!("watching {line}"),
+    };
     let pids = tracer.pids();
     for line in pids.iter().take(MAX_LINES).filter_map(|pid| tracer.describe(*pid)) {
-        say(&format!("tracing {line} by {link} probes"));
+        say(&how(line));
     }
     if pids.len() > MAX_LINES {
-        say(&format!("tracing {} more processes", pids.len() - MAX_LINES));
+        say(&how(format!("{} more processes", pids.len() - MAX_LINES)));
     }
     Ok(())
 }

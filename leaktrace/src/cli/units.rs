@@ -69,6 +69,22 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Reads a share of one processor core: `5%`, `0.5%`, `5`; `off` is 0.
+pub fn share(text: &str) -> Result<f64, String> {
+    let trimmed = text.trim();
+    if trimmed.eq_ignore_ascii_case("off") {
+        return Ok(0.0);
+    }
+    let number = trimmed.strip_suffix('%').unwrap_or(trimmed).trim_end();
+    let plain = !number.is_empty() && number.chars().all(|c| c.is_ascii_digit() || c == '.');
+    match number.parse::<f64>() {
+        Ok(percent) if plain && percent <= 10_000.0 => Ok(percent / 100.0),
+        _ => {
+            Err(format!("{text:?} is not a share: give a percentage of one core, such as 5% or 0.5%, or off"))
+        }
+    }
+}
+
 fn split(text: &str) -> (&str, &str) {
     let text = text.trim();
     let end = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
@@ -132,6 +148,18 @@ mod tests {
         assert_eq!(count("7"), Ok(7));
         assert!(count("2Mi").is_err());
         assert!(positive_count("0").is_err());
+    }
+
+    #[test]
+    fn a_share_is_a_percentage_of_one_core() {
+        for (text, value) in
+            [("5%", 0.05), ("5", 0.05), ("0.5 %", 0.005), ("0", 0.0), ("off", 0.0), ("250%", 2.5)]
+        {
+            assert!((share(text).unwrap() - value).abs() < 1e-12, "{text}");
+        }
+        for text in ["", "%", "-1%", "1e3", "inf", "five", "20000%"] {
+            assert!(share(text).unwrap_err().contains("such as 5%"), "{text}");
+        }
     }
 
     #[test]

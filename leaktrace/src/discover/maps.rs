@@ -69,6 +69,11 @@ pub fn read(pid: u32) -> io::Result<Vec<MapEntry>> {
     Ok(parse(&fs::read(format!("/proc/{pid}/maps"))?))
 }
 
+/// Where the program break of a process is, to the page: the end of `[heap]`, which only exists once it has moved.
+pub fn program_break(pid: u32) -> Option<u64> {
+    read(pid).ok()?.iter().find(|entry| entry.path == b"[heap]").map(|entry| entry.end)
+}
+
 /// Parses the text; a line that is not of the known form is left out.
 pub fn parse(text: &[u8]) -> Vec<MapEntry> {
     text.split(|byte| *byte == b'\n').filter_map(parse_line).collect()

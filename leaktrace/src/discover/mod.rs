@@ -7,6 +7,7 @@ pub mod container;
 pub mod elf;
 pub mod ifunc;
 pub mod maps;
+pub mod memory;
 pub mod object;
 pub mod options;
 pub mod process;

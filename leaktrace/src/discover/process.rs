@@ -195,6 +195,12 @@ pub fn inspect(pid: u32) -> Result<Process, ProcessError> {
     })
 }
 
+/// The threads of a process; none where it is gone.
+pub fn threads(pid: u32) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
 /// Resident bytes of private anonymous memory (smaps `Anonymous:`) in which heap blocks can lie: `[heap]`,
 /// and writable, not executable, not shared mappings without a file that have no name or are named
 /// `[anon:…]`. `[stack]` does not count; thread stacks do, because nothing in smaps tells them from an arena.

@@ -10,6 +10,7 @@ use leaktrace_common::{
     bytes_of,
     counter::{COUNTERS, Counter, TALLY_WORDS},
     heap::{Block, SiteKey, SiteTotals},
+    hook::{HIT_SLOTS, Hits},
     read,
     target::Target,
 };
@@ -49,6 +50,8 @@ impl Tally {
 pub struct Maps {
     targets: OwnedFd,
     tallies: OwnedFd,
+    hits: OwnedFd,
+    threads: OwnedFd,
     live: OwnedFd,
     sites: OwnedFd,
     stack_ids: OwnedFd,
@@ -73,6 +76,8 @@ impl Maps {
         Ok(Maps {
             targets: own("TARGETS")?,
             tallies: own("TALLIES")?,
+            hits: own("HITS")?,
+            threads: own("THREADS")?,
             live: own("LIVE")?,
             sites: own("SITES")?,
             stack_ids: own("STACK_IDS")?,
@@ -131,12 +136,20 @@ impl Maps {
     fn make_table(&mut self) -> Result<u32> {
         let live = sys::create_hash("leaktrace_live", 8, size_of::<Block>() as u32, self.max_blocks)
             .context("making a table of live blocks")?;
-        let table = self.next_table;
+        let table = self.free_table();
         sys::map_update(self.live.as_fd(), bytes_of(&table), &live.as_raw_fd().to_ne_bytes())
             .context("there are as many targets as there can be")?;
-        self.next_table += 1;
+        self.next_table = table.wrapping_add(1).max(1);
         self.tables.insert(table, live);
         Ok(table)
+    }
+
+    /// A key whose slot for hits no other table has, as long as there are slots.
+    fn free_table(&self) -> u32 {
+        let slot = |table: u32| table & (HIT_SLOTS - 1);
+        let used: std::collections::HashSet<u32> = self.tables.keys().map(|table| slot(*table)).collect();
+        let mut candidates = (0..HIT_SLOTS).map(|step| self.next_table.wrapping_add(step).max(1));
+        candidates.find(|table| !used.contains(&slot(*table))).unwrap_or(self.next_table)
     }
 
     fn table(&self, pid: u32) -> Option<&OwnedFd> {
@@ -174,6 +187,13 @@ impl Maps {
         }
     }
 
+    /// Drops the state of threads whose exits will not be seen.
+    pub fn forget_threads(&self, threads: &[u32]) {
+        for thread in threads {
+            let _ = sys::map_delete(self.threads.as_fd(), bytes_of(thread));
+        }
+    }
+
     /// The counters of a process.
     pub fn tally(&self, pid: u32) -> Tally {
         let mut bytes = vec![0; TALLY_WORDS * 8 * self.cpus];
@@ -187,6 +207,21 @@ impl Maps {
             }
         }
         tally
+    }
+
+    /// Probe hits of a process, over all CPUs; they never go back to 0.
+    pub fn hits(&self, pid: u32) -> Hits {
+        let mut sum = Hits::default();
+        let Some(table) = self.table_of.get(&pid) else { return sum };
+        let mut bytes = vec![0; size_of::<Hits>() * self.cpus];
+        let slot = table & (HIT_SLOTS - 1);
+        if matches!(sys::map_lookup(self.hits.as_fd(), bytes_of(&slot), &mut bytes), Ok(true)) {
+            for hits in bytes.chunks_exact(size_of::<Hits>()).filter_map(read::<Hits>) {
+                sum.count = sum.count.wrapping_add(hits.count);
+                sum.cost = sum.cost.wrapping_add(hits.cost);
+            }
+        }
+        sum
     }
 
     /// Calls `each` for every live block of a process: address and block.

@@ -13,6 +13,8 @@
 //! | | `since` | when tracing began |
 //! | | `last` | whether this is the final snapshot of the run |
 //! | | `targets` `losses` `notes` | processes; what was not recorded or only approximately, by cause; sentences |
+//! | | `events` | decisions since the previous snapshot that change what is recorded: `[{"time", "pid", "comm", "kind", "reason"}]`; `kind` is `"widened"` `"narrowed"` `"paused"` `"resumed"` `"over_budget"` `"auto_started"` `"auto_stopped"` `"auto_failed"` |
+//! | | `watched` | null, or what is watched without being traced: `{"processes", "unwatched", "fastest": [{"pid", "comm", "rss_bytes", "anonymous_bytes", "growth_bytes_per_hour", "reason"}]}` |
 //! | target | `pid` `start_time` `since` | process; when it started; when its tracing began |
 //! | | `comm` `cmdline` | name; command line, words joined by spaces |
 //! | | `exited` | null while it runs, else `{"code", "signal", "oom_killed"}`: one of the first two is a number, or none without kernel BTF |
@@ -22,11 +24,14 @@
 //! | | `outstanding_…` `allocated_…` `freed_…` `…_bytes` `…_count` | sums over all heap sites since tracing began: of bytes asked for; when sampled, estimates of bytes that the allocator took |
 //! | | `error_bytes` `error_count` | from the outstanding sum to the farther end of its 95 % interval; 0 when exact |
 //! | | `low_bytes` `high_bytes` `low_count` `high_count` | the ends of that interval; null when exact, an upper end also where nothing bounds it |
+//! | | `unverified_bytes` `unverified_count` | of the outstanding ones, what was allocated before a pause in which frees were not watched |
 //! | | `samples` | live blocks that were recorded, when sampled; else null. Below 20 an estimate is a rough one |
 //! | | `growth_bytes_per_second` | of all sites since the previous snapshot, null in the first |
 //! | | `heap_before_attach_bytes` | heap from before tracing; 0 for `run`, null if not known |
 //! | | `unmatched_frees` | frees of blocks that were not recorded; null where a size filter or sampling makes them meaningless |
 //! | | `rss_bytes` | resident set size |
+//! | | `memory` | null or `rss` `anonymous` `file` `shared` `swapped`, each `…_bytes`, `growth_bytes_per_hour` of anonymous memory (null at first), `finding` as of a site |
+//! | | `overhead` | null or what tracing costs, shares of one core: `estimated_share` `budget_share` `target_cpu_share` (what the process used itself), `state` (`"within_budget"` `"over_budget"` `"widened"` `"paused"`), `sample_interval_bytes` now, `paused_ns` in all, `retry_in_ns` while paused |
 //! | | `allocators` | `[{"name", "file", "probed", "failed": [{"function", "reason"}]}]` |
 //! | | `mappings` | bytes by purpose: `program` `allocator` `reserved` `stack` `break`, each `…_bytes` |
 //! | | `sites` `sites_cut` `cut_outstanding_bytes` `cut_outstanding_count` | what is shown; what `--top` left out |
@@ -51,6 +56,9 @@
 use std::collections::BTreeMap;
 
 use serde::{Serialize, Serializer};
+
+mod watch;
+use watch::{EventJson, MemoryJson, OverheadJson, WatchJson};
 
 use crate::model::snapshot::{
     AllocatorView, BlockView, CallView, Confidence, ContainerView, Exited, Finding, Frame, MappingTotals,
@@ -116,6 +124,8 @@ struct SnapshotJson<'a> {
     targets: Vec<TargetJson<'a>>,
     losses: &'a BTreeMap<String, u64>,
     notes: &'a [String],
+    events: Vec<EventJson<'a>>,
+    watched: Option<WatchJson<'a>>,
 }
 
 impl<'a> From<&'a Snapshot> for SnapshotJson<'a> {
@@ -136,6 +146,8 @@ impl<'a> From<&'a Snapshot> for SnapshotJson<'a> {
             targets: snapshot.targets.iter().map(TargetJson::from).collect(),
             losses: &snapshot.losses,
             notes: &snapshot.notes,
+            events: snapshot.events.iter().map(EventJson::from).collect(),
+            watched: snapshot.watched.as_ref().map(WatchJson::from),
         }
     }
 }
@@ -196,6 +208,8 @@ pub(super) struct TotalsJson {
     high_bytes: Option<u64>,
     low_count: Option<u64>,
     high_count: Option<u64>,
+    unverified_bytes: u64,
+    unverified_count: u64,
     samples: Option<u64>,
 }
 
@@ -216,6 +230,8 @@ impl From<&Totals> for TotalsJson {
             high_bytes: bytes.and_then(|bytes| bytes.high),
             low_count: count.map(|count| count.low),
             high_count: count.and_then(|count| count.high),
+            unverified_bytes: totals.unverified_bytes,
+            unverified_count: totals.unverified_count,
             samples: totals.sampled.map(|samples| samples.samples),
         }
     }
@@ -239,6 +255,8 @@ struct TargetJson<'a> {
     heap_before_attach_bytes: Option<u64>,
     unmatched_frees: Option<u64>,
     rss_bytes: Option<u64>,
+    memory: Option<MemoryJson<'a>>,
+    overhead: Option<OverheadJson>,
     allocators: Vec<AllocatorJson<'a>>,
     mappings: MappingsJson,
     sites: Vec<SiteJson<'a>>,
@@ -267,6 +285,8 @@ impl<'a> From<&'a TargetView> for TargetJson<'a> {
             heap_before_attach_bytes: target.heap_before_attach_bytes,
             unmatched_frees: target.unmatched_frees,
             rss_bytes: target.rss_bytes,
+            memory: target.memory.as_ref().map(MemoryJson::from),
+            overhead: target.overhead.as_ref().map(OverheadJson::from),
             allocators: target.allocators.iter().map(AllocatorJson::from).collect(),
             mappings: MappingsJson::from(&target.mappings),
             sites: target.sites.iter().map(SiteJson::from).collect(),

@@ -7,7 +7,7 @@
 //! A *mapping* is what one mmap call made. Parts of it can leave (munmap, MAP_FIXED, mremap); its bytes shrink
 //! with them, and it counts as freed when its last byte has left.
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     ops::RangeInclusive,
 };
 
@@ -35,10 +35,18 @@ pub enum Class {
     Allocator,
     /// Anonymous memory without access rights.
     Reserved,
+    /// The program break, where it makes sites.
+    Break,
     /// The stack of a thread.
     ThreadStack,
     /// A file, private or shared.
     File,
+}
+
+impl Class {
+    fn makes_sites(self) -> bool {
+        matches!(self, Class::Program | Class::Break)
+    }
 }
 
 /// One mmap call's memory.
@@ -98,6 +106,8 @@ pub struct Mappings {
     current_break: u64,
     dropped: u64,
     sizes: Option<RangeInclusive<u64>>,
+    lists_break: bool,
+    break_stacks: HashSet<u64>,
 }
 
 impl Mappings {
@@ -116,6 +126,17 @@ impl Mappings {
         self
     }
 
+    /// Lets growth of the program break into sites: where allocations are not recorded, it stands for them.
+    pub fn listing_break(mut self) -> Mappings {
+        self.lists_break = true;
+        self
+    }
+
+    /// Whether this stack moved the program break.
+    pub fn moved_break(&self, stack: u64) -> bool {
+        self.break_stacks.contains(&stack)
+    }
+
     /// Takes the next record in. Records must come in the order of their time.
     pub fn apply(&mut self, record: &MappingChange) {
         const KINDS: [Change; 6] =
@@ -128,7 +149,7 @@ impl Mappings {
             Change::Remap => self.leave(record, record.old_address, record.old_length_bytes),
             Change::Remapped if failed(record.result) => self.come_back(record),
             Change::Remapped => self.remapped(record),
-            Change::Break => self.move_break(record.address),
+            Change::Break => self.move_break(record),
         }
     }
 
@@ -143,7 +164,7 @@ impl Mappings {
         for (start, piece) in &self.pieces {
             lowest.entry(piece.origin).or_insert(*start);
         }
-        self.origins.iter().filter(|(_, origin)| origin.class == Class::Program).map(move |(id, origin)| {
+        self.origins.iter().filter(|(_, origin)| origin.class.makes_sites()).map(move |(id, origin)| {
             LiveMapping {
                 address: lowest.get(id).copied().unwrap_or(0),
                 size_bytes: origin.live_bytes,
@@ -255,7 +276,7 @@ impl Mappings {
 
     /// The sums that a mapping counts in, where it counts.
     fn site_of(&mut self, origin: &Origin) -> Option<&mut SiteTotals> {
-        if origin.class == Class::Program { self.sites.get_mut(&origin.stack) } else { None }
+        if origin.class.makes_sites() { self.sites.get_mut(&origin.stack) } else { None }
     }
 
     /// mremap succeeded: the pieces that left arrive at the new place, cut or extended at their end.
@@ -335,7 +356,22 @@ impl Mappings {
         }
     }
 
-    fn move_break(&mut self, address: u64) {
+    fn move_break(&mut self, record: &MappingChange) {
+        let (address, before) = (record.address, self.current_break);
+        if self.lists_break && before != 0 && address != 0 {
+            if address < before {
+                self.cut_out(address, before, record.header.time_ns);
+            } else if address > before && record.stack != 0 {
+                let origin = Origin {
+                    stack: record.stack,
+                    born_ns: record.header.time_ns,
+                    class: Class::Break,
+                    live_bytes: address - before,
+                };
+                self.break_stacks.insert(record.stack);
+                self.insert_new(before, address, origin);
+            }
+        }
         if self.first_break.is_none() && address != 0 {
             self.first_break = Some(address);
         }
@@ -367,7 +403,7 @@ impl Mappings {
 
     fn count_in(&mut self, origin: &Origin, bytes: u64, count: u64) {
         *self.class_bytes.entry(origin.class).or_default() += bytes;
-        if origin.class == Class::Program {
+        if origin.class.makes_sites() {
             let site = self.sites.entry(origin.stack).or_insert(SiteTotals::ZERO);
             site.allocated_bytes += bytes;
             site.allocated_count += count;

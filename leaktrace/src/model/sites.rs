@@ -56,6 +56,8 @@ pub struct Input<'a> {
     pub corrections: &'a Corrections,
     /// Live blocks, where they were drained.
     pub blocks: Option<&'a Blocks>,
+    /// Blocks born before this may have been freed while nobody watched; 0 where frees were always watched.
+    pub unverified_before_ns: u64,
     /// Mappings, where they are traced.
     pub mappings: Option<&'a Mappings>,
     /// Frames by stack hash.
@@ -109,8 +111,22 @@ pub struct Site {
 
 /// Whether a frame only makes the system call.
 fn is_system_call(frame: &Frame) -> bool {
-    const WRAPPERS: [&str; 8] =
-        ["mmap", "mmap64", "__mmap", "__mmap64", "mremap", "__mremap", "__GI___mmap", "syscall"];
+    const WRAPPERS: [&str; 14] = [
+        "mmap",
+        "mmap64",
+        "__mmap",
+        "__mmap64",
+        "mremap",
+        "__mremap",
+        "__GI___mmap",
+        "syscall",
+        "brk",
+        "__brk",
+        "sbrk",
+        "__sbrk",
+        "__GI___sbrk",
+        "__glibc_morecore",
+    ];
     frame.function.as_deref().is_some_and(|function| WRAPPERS.contains(&function))
 }
 
@@ -124,6 +140,13 @@ impl Site {
             frames.drain(..wrappers.min(frames.len().saturating_sub(1)));
         }
         frames
+    }
+
+    /// Whether it moved the program break. Whoever happens to need more room does that for everybody, and nobody gives
+    /// it back: it tells where memory is used, not who keeps it.
+    pub fn is_break(&self, input: &Input<'_>) -> bool {
+        let moved = |stack: &u64| input.mappings.is_some_and(|mappings| mappings.moved_break(*stack));
+        self.kind == SiteKind::Mapping && self.stacks.iter().any(moved)
     }
 
     /// Whether the dynamic linker mapped it: segments of libraries, its own memory.
@@ -141,11 +164,33 @@ impl Site {
     pub fn point(&self, time_ns: u64) -> Point {
         Point {
             time_ns,
-            outstanding_bytes: self.totals.outstanding_bytes,
-            outstanding_count: self.totals.outstanding_count,
+            outstanding_bytes: self.verified_bytes(),
+            outstanding_count: self.verified_count(),
             allocated_count: self.totals.allocated_count,
             freed_count: self.totals.freed_count,
         }
+    }
+
+    /// Outstanding bytes without those whose free may have been missed.
+    pub fn verified_bytes(&self) -> u64 {
+        self.totals.outstanding_bytes.saturating_sub(self.totals.unverified_bytes)
+    }
+
+    fn verified_count(&self) -> u64 {
+        self.totals.outstanding_count.saturating_sub(self.totals.unverified_count)
+    }
+
+    /// The site with what is known for sure alone; `None` where that is all. Findings rest on this.
+    pub fn verified(&self, input: &Input<'_>) -> Option<Site> {
+        if self.totals.unverified_count == 0 {
+            return None;
+        }
+        let mut site = self.clone();
+        site.totals.outstanding_bytes = self.verified_bytes();
+        site.totals.outstanding_count = self.verified_count();
+        let longest_ns = input.now_ns.saturating_sub(input.unverified_before_ns);
+        site.oldest_age_ns = self.oldest_age_ns.map(|age| age.min(longest_ns));
+        Some(site)
     }
 }
 
@@ -155,11 +200,13 @@ pub fn collect(input: &Input<'_>, history: &History, older_ns: Option<u64>) -> V
     let mut sites: HashMap<SiteId, Site> = HashMap::with_capacity(input.heap.len());
     let sums = input.blocks.map(|blocks| blocks.sums(input.now_ns, older_ns.unwrap_or(0)));
     let samples = input.blocks.and_then(|blocks| blocks.moments(input.now_ns, older_ns.unwrap_or(0)));
+    let unverified = unverified_sums(input, older_ns);
     for (stack, totals) in input.heap {
         let corrected = input.corrections.freed.get(stack).copied().unwrap_or_default();
         let held = Held {
             blocks: sums.as_ref().map(|sums| sums.get(stack).copied().unwrap_or_default()),
             samples: samples.as_ref().map(|samples| samples.get(stack).copied().unwrap_or(no_samples(input))),
+            unverified: unverified.get(stack).copied().unwrap_or_default(),
             only_old: older_ns.is_some(),
         };
         add(&mut sites, input, SiteKind::Heap, *stack, totals, corrected, held);
@@ -168,7 +215,7 @@ pub fn collect(input: &Input<'_>, history: &History, older_ns: Option<u64>) -> V
         let sums = mapping_sums(mappings, input.now_ns, older_ns.unwrap_or(0));
         for (stack, totals) in mappings.sites() {
             let blocks = Some(sums.get(&stack).copied().unwrap_or_default());
-            let held = Held { blocks, samples: None, only_old: older_ns.is_some() };
+            let held = Held { blocks, samples: None, unverified: (0, 0), only_old: older_ns.is_some() };
             add(&mut sites, input, SiteKind::Mapping, stack, totals, (0, 0), held);
         }
     }
@@ -178,9 +225,26 @@ pub fn collect(input: &Input<'_>, history: &History, older_ns: Option<u64>) -> V
     }
     for site in &mut sites {
         site.growth_bytes_per_second =
-            history.growth_bytes_per_second(site.id, input.now_ns, site.totals.outstanding_bytes);
+            history.growth_bytes_per_second(site.id, input.now_ns, site.verified_bytes());
     }
     sites
+}
+
+/// Bytes and number of the blocks whose frees may have been missed, by stack.
+fn unverified_sums(input: &Input<'_>, older_ns: Option<u64>) -> HashMap<u64, (u64, u64)> {
+    let Some(blocks) = input.blocks.filter(|_| input.unverified_before_ns > 0) else { return HashMap::new() };
+    let since_ns = input.now_ns.saturating_sub(input.unverified_before_ns).saturating_add(1);
+    let older_ns = older_ns.unwrap_or(0).max(since_ns);
+    match blocks.moments(input.now_ns, older_ns) {
+        Some(moments) => {
+            let sums = moments.into_iter();
+            sums.map(|(stack, sum)| (stack, (sum.bytes_value(), sum.count_value()))).collect()
+        }
+        None => {
+            let sums = blocks.sums(input.now_ns, older_ns).into_iter();
+            sums.map(|(stack, sum)| (stack, (sum.bytes, sum.count))).collect()
+        }
+    }
 }
 
 fn mapping_sums(mappings: &Mappings, now_ns: u64, older_ns: u64) -> HashMap<u64, BlockSums> {
@@ -205,6 +269,8 @@ struct Held {
     blocks: Option<BlockSums>,
     /// What they stand for, in sampled mode.
     samples: Option<Moments>,
+    /// Bytes and number of those whose frees may have been missed.
+    unverified: (u64, u64),
     /// Only blocks of some age are in the sums.
     only_old: bool,
 }
@@ -249,6 +315,8 @@ fn add(
         freed_count,
         error_bytes: 0,
         error_count: 0,
+        unverified_bytes: held.unverified.0.min(outstanding_bytes),
+        unverified_count: held.unverified.1.min(outstanding_count),
         sampled: held.samples,
     });
     for (sum, bucket) in site.lifetimes.iter_mut().zip(totals.lifetimes) {
@@ -410,6 +478,8 @@ impl Totals {
         self.allocated_count = self.allocated_count.saturating_add(other.allocated_count);
         self.freed_bytes = self.freed_bytes.saturating_add(other.freed_bytes);
         self.freed_count = self.freed_count.saturating_add(other.freed_count);
+        self.unverified_bytes = self.unverified_bytes.saturating_add(other.unverified_bytes);
+        self.unverified_count = self.unverified_count.saturating_add(other.unverified_count);
         if let Some(samples) = &other.sampled {
             self.sampled.get_or_insert_default().merge(samples);
         }

@@ -1,7 +1,12 @@
 //! The immutable view of all targets at one time. Everything that is printed, written or served is made from it.
 use std::collections::BTreeMap;
 
-use super::estimate::Moments;
+use super::{
+    estimate::Moments,
+    events::EventView,
+    memory::{MemoryView, WatchView},
+    overhead::OverheadView,
+};
 
 /// Nanoseconds since the Unix epoch, UTC.
 pub type WallNs = i64;
@@ -41,6 +46,10 @@ pub struct Snapshot {
     pub losses: BTreeMap<String, u64>,
     /// Sentences about things that did not work and what to do: functions that could not be probed, tables full.
     pub notes: Vec<String>,
+    /// Decisions since the previous snapshot that change what is recorded, oldest first.
+    pub events: Vec<EventView>,
+    /// Processes that are watched without being traced, where there are any.
+    pub watched: Option<WatchView>,
 }
 
 /// How a process ended.
@@ -137,6 +146,10 @@ pub struct TargetView {
     pub losses: BTreeMap<String, u64>,
     /// What its mappings hold, by class.
     pub mappings: MappingTotals,
+    /// Its memory as the kernel accounts for it, where that could be read.
+    pub memory: Option<MemoryView>,
+    /// What tracing costs it, where its allocations are traced.
+    pub overhead: Option<OverheadView>,
 }
 
 /// An allocator in a process.
@@ -187,6 +200,11 @@ pub struct Totals {
     pub error_bytes: u64,
     /// From `outstanding_count` to the farther end of its 95 % interval; 0 in exact mode.
     pub error_count: u64,
+    /// Bytes of the outstanding ones that were allocated before a pause in which frees were not watched: they may be
+    /// gone.
+    pub unverified_bytes: u64,
+    /// Blocks of that kind.
+    pub unverified_count: u64,
     /// In sampled mode, the sums that the outstanding part is estimated from.
     pub sampled: Option<Moments>,
 }

@@ -3,6 +3,8 @@ use std::fmt::{self, Write};
 
 use leaktrace_common::counter::{Class, Counter};
 
+mod watch;
+
 use super::{
     escape::{cut, escape},
     units,
@@ -35,7 +37,7 @@ impl Default for Style {
 pub fn snapshot(snapshot: &Snapshot, style: Style) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
-    let _ = Printer { out: &mut out, style }.snapshot(snapshot);
+    let _ = Printer { out: &mut out, style, mode: snapshot.mode }.snapshot(snapshot);
     out
 }
 
@@ -43,13 +45,14 @@ pub fn snapshot(snapshot: &Snapshot, style: Style) -> String {
 /// function.
 pub fn stack(frames: &[Frame], stack_end: &str, indent: usize, style: Style) -> String {
     let mut out = String::new();
-    let _ = Printer { out: &mut out, style }.stack(frames, stack_end, indent);
+    let _ = Printer { out: &mut out, style, mode: Mode::Exact }.stack(frames, stack_end, indent);
     out
 }
 
 struct Printer<'a> {
     out: &'a mut String,
     style: Style,
+    mode: Mode,
 }
 
 /// SGR codes.
@@ -79,7 +82,11 @@ impl Printer<'_> {
         if snapshot.targets.is_empty() {
             writeln!(self.out, "No process is traced.")?;
         }
+        if let Some(watched) = &snapshot.watched {
+            self.watched(watched)?;
+        }
         self.losses(snapshot)?;
+        self.events(&snapshot.events)?;
         for note in &snapshot.notes {
             writeln!(self.out, "Note: {}", escape(note))?;
         }
@@ -87,17 +94,24 @@ impl Printer<'_> {
     }
 
     fn target(&mut self, target: &TargetView) -> fmt::Result {
-        let found = target.sites.iter().filter_map(|site| site.finding.as_ref()).map(|f| f.confidence).max();
+        let grows = target.memory.as_ref().and_then(|memory| memory.finding.as_ref());
+        let of_sites =
+            target.sites.iter().filter_map(|site| site.finding.as_ref()).map(|f| f.confidence).max();
+        let found =
+            of_sites.or(grows.filter(|_| !watch::sees_allocations(target, self.mode)).map(|f| f.confidence));
         let place = target.container.as_ref().map(place).unwrap_or_default();
         let mut line = format!("PID {} {}{place}{}: ", target.pid, escape(&target.comm), state(target));
         if let Some(confidence) = found {
             write!(line, "{}, ", verdict(confidence))?;
         }
-        write!(line, "{} outstanding", held(&target.totals, "block"))?;
+        match &target.memory {
+            Some(memory) if self.mode == Mode::Growth => write!(line, "{}", watch::anonymous(memory))?,
+            _ => write!(line, "{} outstanding", held(&target.totals, "block"))?,
+        }
         if target.mappings.program_bytes > 0 {
             write!(line, " and {} mapped", units::bytes(target.mappings.program_bytes))?;
         }
-        if let Some(growth) = target.growth_bytes_per_second {
+        if let Some(growth) = target.growth_bytes_per_second.filter(|_| self.mode != Mode::Growth) {
             write!(line, ", {}", units::rate(growth))?;
         }
         if !self.style.combined_only {
@@ -126,12 +140,15 @@ impl Printer<'_> {
 
     /// What puts a target's numbers into proportion.
     fn background(&mut self, target: &TargetView) -> fmt::Result {
-        let mut words = vec![format!(
-            "allocated {0}{1}, freed {0}{2}",
-            about(&target.totals),
-            sum(target.totals.allocated_bytes, target.totals.allocated_count),
-            sum(target.totals.freed_bytes, target.totals.freed_count)
-        )];
+        let mut words = Vec::new();
+        if self.mode != Mode::Growth {
+            words.push(format!(
+                "allocated {0}{1}, freed {0}{2}",
+                about(&target.totals),
+                sum(target.totals.allocated_bytes, target.totals.allocated_count),
+                sum(target.totals.freed_bytes, target.totals.freed_count)
+            ));
+        }
         if let Some(unseen_ns) = target.unseen_ns {
             words.push(format!("its first {:.1} ms not seen", unseen_ns as f64 / 1e6));
         }
@@ -145,6 +162,22 @@ impl Printer<'_> {
             words.push(format!("RSS {}", units::bytes(bytes)));
         }
         self.items("", &words)?;
+        if let Some(memory) = &target.memory {
+            self.items("memory: ", &watch::memory(memory, self.mode))?;
+            if let Some(finding) =
+                memory.finding.as_ref().filter(|_| !watch::sees_allocations(target, self.mode))
+            {
+                self.out.write_str("  ")?;
+                self.painted(
+                    Paint::Yellow,
+                    &format!("{}: {}", verdict(finding.confidence), finding.evidence),
+                )?;
+                self.out.write_char('\n')?;
+            }
+        }
+        if let Some(overhead) = &target.overhead {
+            self.items("overhead: ", &watch::overhead(overhead))?;
+        }
         let names: Vec<String> = target
             .allocators
             .iter()
@@ -208,6 +241,11 @@ impl Printer<'_> {
         self.painted(Paint::Dim, &format!("  [{}]", site.id))?;
         self.out.write_char('\n')?;
         let indent = width + 4;
+        if site.totals.unverified_count > 0 {
+            self.indent(indent)?;
+            self.painted(Paint::Dim, &watch::unverified(&site.totals))?;
+            self.out.write_char('\n')?;
+        }
         if let Some(finding) = &site.finding {
             let paint = if finding.confidence == Confidence::High { Paint::Red } else { Paint::Yellow };
             self.indent(indent)?;

@@ -111,6 +111,7 @@ pub(super) struct Sums {
     allocated: (u64, u64),
     freed: (u64, u64),
     error: (u64, u64),
+    unverified: (u64, u64),
     /// Interval, samples and sums of an estimate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sampled: Option<(u64, u64, [f64; 5])>,
@@ -208,6 +209,7 @@ impl Details {
             targets: self.targets.into_iter().map(TargetView::from).collect(),
             losses: self.losses,
             notes: self.notes,
+            ..Snapshot::default()
         }
     }
 }
@@ -329,6 +331,8 @@ impl From<TargetDetails> for TargetView {
                 stack_bytes,
                 break_bytes,
             },
+            memory: None,
+            overhead: None,
         }
     }
 }
@@ -362,6 +366,7 @@ impl From<&Totals> for Sums {
             allocated: (totals.allocated_bytes, totals.allocated_count),
             freed: (totals.freed_bytes, totals.freed_count),
             error: (totals.error_bytes, totals.error_count),
+            unverified: (totals.unverified_bytes, totals.unverified_count),
             sampled: totals.sampled.map(|samples| samples.parts()),
         }
     }
@@ -378,6 +383,8 @@ impl From<&Sums> for Totals {
             freed_count: sums.freed.1,
             error_bytes: sums.error.0,
             error_count: sums.error.1,
+            unverified_bytes: sums.unverified.0,
+            unverified_count: sums.unverified.1,
             sampled: sums.sampled.and_then(Moments::from_parts),
         }
     }

@@ -245,7 +245,7 @@ fn frames() -> impl Strategy<Value = Vec<Frame>> {
 }
 
 fn totals() -> impl Strategy<Value = Totals> {
-    any::<[u64; 8]>().prop_map(|n| Totals {
+    any::<[u64; 10]>().prop_map(|n| Totals {
         outstanding_bytes: n[0],
         outstanding_count: n[1],
         allocated_bytes: n[2],
@@ -254,6 +254,8 @@ fn totals() -> impl Strategy<Value = Totals> {
         freed_count: n[5],
         error_bytes: n[6],
         error_count: n[7],
+        unverified_bytes: n[8],
+        unverified_count: n[9],
         sampled: None,
     })
 }

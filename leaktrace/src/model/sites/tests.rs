@@ -124,6 +124,7 @@ fn a_corrected_block_is_no_longer_outstanding() {
         heap: &[(1, totals((16, 1), (0, 0)))],
         corrections: &corrections,
         blocks: None,
+        unverified_before_ns: 0,
         mappings: None,
         stacks: &stacks,
     };
@@ -158,6 +159,7 @@ fn ten_thousand_sites_and_a_million_blocks_take_seconds_at_the_very_most() {
         heap: &heap,
         corrections: &corrections,
         blocks: Some(&blocks),
+        unverified_before_ns: 0,
         mappings: None,
         stacks: &stacks,
     };

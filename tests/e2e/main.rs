@@ -6,6 +6,8 @@ mod bounds;
 mod doctor;
 mod files;
 mod fixtures;
+mod governor;
+mod growth;
 mod libraries;
 mod life;
 mod mappings;

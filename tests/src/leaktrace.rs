@@ -33,15 +33,20 @@ pub fn need_root() -> Result<()> {
     Ok(())
 }
 
-/// A command line of leaktrace; `attach` and `snapshot` record every call unless a mode is given, so that sums can be compared.
+/// A command line of leaktrace; `attach` and `snapshot` record every call unless a mode is given, so that sums can be compared, and cost what they cost.
 pub fn command(arguments: &[&str]) -> Result<Command> {
     need_root()?;
     let mut command = Command::new(binary()?);
     command.args(arguments).env("NO_COLOR", "1");
-    let has_mode = |flag: &&str| matches!(*flag, "--mode" | "--sample-interval");
+    let has_mode = |flag: &&str| matches!(*flag, "--mode" | "--sample-interval" | "--auto");
     let samples = matches!(arguments.first(), Some(&("attach" | "snapshot")));
     if samples && !arguments.iter().any(has_mode) {
         command.args(["--mode", "exact"]);
+    }
+    // A slow machine must not make the governor change what is recorded, unless a test is about that.
+    let bounds = |flag: &&str| matches!(*flag, "--max-overhead" | "--first-pause" | "growth");
+    if samples && !arguments.iter().any(bounds) {
+        command.args(["--max-overhead", "off"]);
     }
     Ok(command)
 }

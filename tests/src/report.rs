@@ -27,6 +27,64 @@ pub struct Report {
     /// What did not work, in sentences.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// What was decided.
+    pub events: Vec<Event>,
+    /// What is watched without being traced.
+    pub watched: Option<Watched>,
+}
+
+/// A decision that changes what is recorded.
+#[derive(Clone, Debug, Deserialize)]
+#[expect(missing_docs, reason = "the schema describes its fields")]
+pub struct Event {
+    pub pid: u32,
+    pub kind: String,
+    pub reason: String,
+}
+
+/// Processes that are watched without being traced.
+#[derive(Clone, Debug, Deserialize)]
+#[expect(missing_docs, reason = "the schema describes its fields")]
+pub struct Watched {
+    pub processes: u64,
+    pub unwatched: u64,
+    pub fastest: Vec<WatchedProcess>,
+}
+
+/// One of them.
+#[derive(Clone, Debug, Deserialize)]
+#[expect(missing_docs, reason = "the schema describes its fields")]
+pub struct WatchedProcess {
+    pub pid: u32,
+    pub comm: String,
+    pub anonymous_bytes: u64,
+    pub growth_bytes_per_hour: Option<f64>,
+}
+
+/// A process's memory.
+#[derive(Clone, Debug, Deserialize)]
+#[expect(missing_docs, reason = "the schema describes its fields")]
+pub struct Memory {
+    pub rss_bytes: u64,
+    pub anonymous_bytes: u64,
+    pub file_bytes: u64,
+    pub shared_bytes: u64,
+    pub swapped_bytes: u64,
+    pub growth_bytes_per_hour: Option<f64>,
+    pub finding: Option<serde_json::Value>,
+}
+
+/// What tracing costs a process.
+#[derive(Clone, Debug, Deserialize)]
+#[expect(missing_docs, reason = "the schema describes its fields")]
+pub struct Overhead {
+    pub estimated_share: f64,
+    pub budget_share: Option<f64>,
+    pub target_cpu_share: Option<f64>,
+    pub state: String,
+    pub sample_interval_bytes: u64,
+    pub paused_ns: u64,
+    pub retry_in_ns: Option<u64>,
 }
 
 /// A traced process.
@@ -48,6 +106,9 @@ pub struct Target {
     pub freed_count: u64,
     pub heap_before_attach_bytes: Option<u64>,
     pub unmatched_frees: Option<u64>,
+    pub unverified_bytes: u64,
+    pub memory: Option<Memory>,
+    pub overhead: Option<Overhead>,
     #[serde(flatten)]
     pub estimate: Estimate,
     pub sites: Vec<Site>,
@@ -91,6 +152,8 @@ pub struct Site {
     pub freed_bytes: u64,
     pub freed_count: u64,
     pub oldest_age_ns: Option<u64>,
+    pub unverified_bytes: u64,
+    pub finding: Option<serde_json::Value>,
     #[serde(flatten)]
     pub estimate: Estimate,
     pub frames: Vec<Frame>,

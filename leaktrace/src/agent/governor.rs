@@ -112,6 +112,8 @@ pub struct Governor {
     asked_interval_bytes: u64,
     interval_bytes: u64,
     smoothed: Option<Reading>,
+    /// The last cost that was worked out, for people: it outlives a decision.
+    shown_share: f64,
     over_since_ns: Option<u64>,
     calm_since_ns: Option<u64>,
     paused_until_ns: Option<u64>,
@@ -128,6 +130,7 @@ impl Governor {
             asked_interval_bytes: interval_bytes,
             interval_bytes,
             smoothed: None,
+            shown_share: 0.0,
             over_since_ns: None,
             calm_since_ns: None,
             paused_until_ns: None,
@@ -145,7 +148,7 @@ impl Governor {
 
     /// What tracing costs lately: 0 while it is paused.
     pub fn estimated_share(&self) -> f64 {
-        self.smoothed.map_or(0.0, |reading| reading.traps_share + reading.records_share)
+        if self.paused_until_ns.is_some() { 0.0 } else { self.shown_share }
     }
 
     /// Mean bytes between samples now.
@@ -179,7 +182,8 @@ impl Governor {
         let watched_ns =
             reading.time_ns.saturating_sub(*self.watching_since_ns.get_or_insert(reading.time_ns));
         self.smooth(reading);
-        let share = self.estimated_share();
+        let share = self.smoothed.map_or(0.0, |reading| reading.traps_share + reading.records_share);
+        self.shown_share = share;
         if share > self.options.budget_share {
             self.calm_since_ns = None;
             let since_ns = *self.over_since_ns.get_or_insert(reading.time_ns);
@@ -276,6 +280,7 @@ impl Governor {
         self.paused_until_ns = None;
         self.watching_since_ns = Some(now_ns);
         self.forget_readings();
+        self.shown_share = 0.0;
         let reason = "the pause is over: allocations are watched again".to_owned();
         Decision { action: Action::Resume, kind: EventKind::Resumed, reason }
     }

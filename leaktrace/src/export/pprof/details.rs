@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::watch::{EventDetails, MemoryDetails, OverheadDetails, WatchDetails};
 use crate::model::{
     estimate::Moments,
+    memory::{MemoryView, WatchView},
+    overhead::OverheadView,
     snapshot::{
         AllocatorView, BlockView, Confidence, ContainerView, Exited, Finding, MappingTotals, Mode, SiteView,
         Snapshot, TargetView, Totals,
@@ -33,6 +36,10 @@ pub(super) struct Details {
     pub(super) sites: Vec<SiteDetails>,
     /// Locations about which there is more to say than pprof can, by id.
     pub(super) locations: BTreeMap<u64, LocationDetails>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    events: Vec<EventDetails>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    watched: Option<WatchDetails>,
     /// Ids of mappings whose place in their file is not known.
     #[serde(default)]
     pub(super) unplaced_mappings: Vec<u64>,
@@ -78,6 +85,10 @@ pub(super) struct TargetDetails {
     losses: BTreeMap<String, u64>,
     /// Program, allocator, reserved, stack, break.
     mappings_bytes: [u64; 5],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<MemoryDetails>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    overhead: Option<OverheadDetails>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -140,7 +151,7 @@ pub(super) struct SiteDetails {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct FindingDetails {
+pub(super) struct FindingDetails {
     confidence: String,
     evidence: String,
     growth_bytes_per_second: Option<f64>,
@@ -190,6 +201,8 @@ impl Details {
             targets: snapshot.targets.iter().map(TargetDetails::from).collect(),
             sites: Vec::new(),
             locations: BTreeMap::new(),
+            events: snapshot.events.iter().map(EventDetails::from).collect(),
+            watched: snapshot.watched.as_ref().map(WatchDetails::from),
             unplaced_mappings: Vec::new(),
         }
     }
@@ -209,7 +222,8 @@ impl Details {
             targets: self.targets.into_iter().map(TargetView::from).collect(),
             losses: self.losses,
             notes: self.notes,
-            ..Snapshot::default()
+            events: self.events.into_iter().filter_map(EventDetails::view).collect(),
+            watched: self.watched.map(WatchView::from),
         }
     }
 }
@@ -290,6 +304,8 @@ impl From<&TargetView> for TargetDetails {
                 mappings.stack_bytes,
                 mappings.break_bytes,
             ],
+            memory: view.memory.as_ref().map(MemoryDetails::from),
+            overhead: view.overhead.as_ref().map(OverheadDetails::from),
         }
     }
 }
@@ -331,8 +347,8 @@ impl From<TargetDetails> for TargetView {
                 stack_bytes,
                 break_bytes,
             },
-            memory: None,
-            overhead: None,
+            memory: details.memory.map(MemoryView::from),
+            overhead: details.overhead.map(OverheadView::from),
         }
     }
 }
@@ -400,27 +416,14 @@ impl SiteDetails {
             growth_bytes_per_second: site.growth_bytes_per_second,
             oldest_age_ns: site.oldest_age_ns,
             lifetimes: site.lifetimes.get(..used).unwrap_or_default().to_vec(),
-            finding: site.finding.as_ref().map(|finding| FindingDetails {
-                confidence: confidence_name(finding.confidence).to_owned(),
-                evidence: finding.evidence.clone(),
-                growth_bytes_per_second: finding.growth_bytes_per_second,
-            }),
+            finding: site.finding.as_ref().map(FindingDetails::from),
             stack_end: site.stack_end.to_owned(),
             blocks: site.blocks.iter().map(|block| (block.address, block.size_bytes, block.age_ns)).collect(),
         }
     }
 
     pub(super) fn finding(&self) -> Option<Finding> {
-        let finding = self.finding.as_ref()?;
-        Some(Finding {
-            confidence: match finding.confidence.as_str() {
-                "high" => Confidence::High,
-                "medium" => Confidence::Medium,
-                _ => Confidence::Low,
-            },
-            evidence: finding.evidence.clone(),
-            growth_bytes_per_second: finding.growth_bytes_per_second,
-        })
+        self.finding.as_ref().map(FindingDetails::finding)
     }
 
     pub(super) fn blocks(&self) -> Vec<BlockView> {
@@ -430,6 +433,30 @@ impl SiteDetails {
             age_ns: *age_ns,
         };
         self.blocks.iter().map(block).collect()
+    }
+}
+
+impl From<&Finding> for FindingDetails {
+    fn from(finding: &Finding) -> Self {
+        FindingDetails {
+            confidence: confidence_name(finding.confidence).to_owned(),
+            evidence: finding.evidence.clone(),
+            growth_bytes_per_second: finding.growth_bytes_per_second,
+        }
+    }
+}
+
+impl FindingDetails {
+    pub(super) fn finding(&self) -> Finding {
+        Finding {
+            confidence: match self.confidence.as_str() {
+                "high" => Confidence::High,
+                "medium" => Confidence::Medium,
+                _ => Confidence::Low,
+            },
+            evidence: self.evidence.clone(),
+            growth_bytes_per_second: self.growth_bytes_per_second,
+        }
     }
 }
 

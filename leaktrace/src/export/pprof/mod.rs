@@ -17,6 +17,7 @@
 mod details;
 mod message;
 mod read;
+mod watch;
 mod write;
 
 pub use read::read;

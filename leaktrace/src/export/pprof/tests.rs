@@ -14,9 +14,14 @@ use super::{
     write,
 };
 use crate::{
-    model::snapshot::{
-        AllocatorView, BlockView, Confidence, ContainerView, Exited, Finding, Frame, MappingTotals, Mode,
-        SiteKind, SiteView, Snapshot, TargetView, Totals,
+    model::{
+        events::{EventKind, EventView},
+        memory::{Memory, MemoryView, WatchView, WatchedView},
+        overhead::{GovernorState, OverheadView},
+        snapshot::{
+            AllocatorView, BlockView, Confidence, ContainerView, Exited, Finding, Frame, MappingTotals, Mode,
+            SiteKind, SiteView, Snapshot, TargetView, Totals,
+        },
     },
     symbolize::reason,
 };
@@ -293,6 +298,68 @@ fn sites() -> impl Strategy<Value = Vec<SiteView>> {
     vec(site, 0..5)
 }
 
+fn memory() -> impl Strategy<Value = MemoryView> {
+    (any::<[u64; 5]>(), rate(), option::of((name(), rate()))).prop_map(|(n, growth, finding)| MemoryView {
+        now: Memory {
+            rss_bytes: n[0],
+            anonymous_bytes: n[1],
+            file_bytes: n[2],
+            shared_bytes: n[3],
+            swapped_bytes: n[4],
+        },
+        growth_bytes_per_hour: growth,
+        finding: finding.map(|(evidence, growth_bytes_per_second)| Finding {
+            confidence: Confidence::Medium,
+            evidence,
+            growth_bytes_per_second,
+        }),
+    })
+}
+
+fn overhead() -> impl Strategy<Value = OverheadView> {
+    let state = prop::sample::select(GovernorState::ALL.to_vec());
+    (rate(), rate(), rate(), state, any::<[u64; 2]>(), option::of(any::<u64>())).prop_map(
+        |(estimated, budget_share, target_cpu_share, state, n, retry_in_ns)| OverheadView {
+            estimated_share: estimated.unwrap_or(0.0),
+            budget_share,
+            target_cpu_share,
+            state,
+            sample_interval_bytes: n[0],
+            paused_ns: n[1],
+            retry_in_ns,
+        },
+    )
+}
+
+fn event() -> impl Strategy<Value = EventView> {
+    let kind = prop::sample::select(EventKind::ALL.to_vec());
+    (any::<i64>(), any::<u32>(), name(), kind, name()).prop_map(|(time, pid, comm, kind, reason)| EventView {
+        time,
+        pid,
+        comm,
+        kind,
+        reason,
+    })
+}
+
+fn watched() -> impl Strategy<Value = WatchView> {
+    let process = (any::<[u64; 2]>(), any::<u32>(), name(), rate(), option::of(name())).prop_map(
+        |(n, pid, comm, growth_bytes_per_hour, reason)| WatchedView {
+            pid,
+            comm,
+            rss_bytes: n[0],
+            anonymous_bytes: n[1],
+            growth_bytes_per_hour,
+            reason,
+        },
+    );
+    (any::<[u64; 2]>(), vec(process, 0..3)).prop_map(|(n, fastest)| WatchView {
+        processes: n[0],
+        unwatched: n[1],
+        fastest,
+    })
+}
+
 fn target() -> impl Strategy<Value = TargetView> {
     let allocator = (name(), name(), any::<u32>(), vec((name(), name()), 0..2))
         .prop_map(|(name, file, probed, failed)| AllocatorView { name, file, probed, failed });
@@ -321,9 +388,9 @@ fn target() -> impl Strategy<Value = TargetView> {
         (any::<u32>(), any::<i64>(), any::<i64>(), name(), name(), option::of(exited), any::<bool>()),
         (option::of(any::<u32>()), vec(allocator, 0..2), totals(), rate(), any::<[Option<u64>; 3]>()),
         (sites(), any::<u64>(), totals(), counts(), counts(), any::<[u64; 5]>()),
-        place,
+        (place, option::of(memory()), option::of(overhead())),
     )
-        .prop_map(|(who, sums, rest, (container, unseen_ns))| {
+        .prop_map(|(who, sums, rest, ((container, unseen_ns), memory, overhead))| {
             let (pid, start_time, since, comm, cmdline, exited, execed) = who;
             let (parent, allocators, totals, growth_bytes_per_second, optional) = sums;
             let (sites, sites_cut, cut_totals, stack_ends, losses, mappings) = rest;
@@ -356,6 +423,8 @@ fn target() -> impl Strategy<Value = TargetView> {
                     stack_bytes: mappings[3],
                     break_bytes: mappings[4],
                 },
+                memory,
+                overhead,
             }
         })
 }
@@ -367,8 +436,10 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
         any::<u64>().prop_map(|interval_bytes| Mode::Sampled { interval_bytes })
     ];
     let losses = proptest::collection::btree_map(name(), any::<u64>(), 0..3);
-    (any::<i64>(), any::<i64>(), name(), mode, any::<bool>(), vec(target(), 0..3), losses, vec(name(), 0..2))
-        .prop_map(|(time, since, host, mode, last, targets, losses, notes)| Snapshot {
+    let watching = (vec(event(), 0..3), option::of(watched()));
+    let targets = vec(target(), 0..3);
+    (any::<i64>(), any::<i64>(), name(), mode, any::<bool>(), targets, losses, vec(name(), 0..2), watching)
+        .prop_map(|(time, since, host, mode, last, targets, losses, notes, (events, watched))| Snapshot {
             time,
             since,
             host,
@@ -377,6 +448,8 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
             targets,
             losses,
             notes,
+            events,
+            watched,
         })
 }
 

@@ -47,6 +47,7 @@ fn run(
         heap,
         corrections: &corrections,
         blocks,
+        unverified_before_ns: 0,
         mappings: None,
         stacks: &stacks,
     };

@@ -79,10 +79,10 @@ pub struct Session<'a, R> {
 }
 
 /// The descriptors that the loop waits for; each is a duplicate that it owns.
-struct Rings(Vec<AsyncFd<OwnedFd>>);
+pub(super) struct Rings(Vec<AsyncFd<OwnedFd>>);
 
 impl Rings {
-    fn of(tracer: &Tracer) -> Result<Rings> {
+    pub(super) fn of(tracer: &Tracer) -> Result<Rings> {
         let mut rings = Vec::new();
         for fd in tracer.ring_fds() {
             let ring = duplicate(fd)?;
@@ -92,7 +92,7 @@ impl Rings {
         Ok(Rings(rings))
     }
 
-    async fn readable(&self) {
+    pub(super) async fn readable(&self) {
         let waits = self.0.iter().map(|ring| Box::pin(ring.readable()));
         let (first, ..) = futures_select(waits.collect()).await;
         if let Ok(mut guard) = first {

@@ -213,6 +213,11 @@ impl Tracer {
         self.targets.keys().copied().collect()
     }
 
+    /// Which sites the next snapshots show.
+    pub fn select(&mut self, selection: Selection) {
+        self.selection = selection;
+    }
+
     /// How many targets live.
     pub fn target_count(&self) -> usize {
         self.targets.len()

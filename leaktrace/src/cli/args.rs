@@ -58,6 +58,9 @@ pub enum Command {
     /// Draw a snapshot file as a flame graph (SVG)
     #[command(after_help = FLAMEGRAPH_EXAMPLES)]
     Flamegraph(FlamegraphArgs),
+    /// Run as a service: watch targets for months, keep snapshots, answer over HTTP, raise alerts
+    #[command(after_help = AGENT_EXAMPLES)]
+    Agent(AgentArgs),
     /// Say what this host can do, what is missing and how to get it
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(DoctorArgs),
@@ -110,6 +113,13 @@ const PS_EXAMPLES: &str = "Examples:
   leaktrace ps --container web --format json | jq .processes[].pid
 
 Without root it shows your own processes and says of the others what is missing.";
+const AGENT_EXAMPLES: &str = "Examples:
+  leaktrace agent -c leaktrace.toml           run with this configuration
+  leaktrace agent -c leaktrace.toml --check   only say whether it is right
+  curl http://127.0.0.1:9464/api/v1/report    what it has found so far
+  curl http://127.0.0.1:9464/metrics          for Prometheus
+
+Signals: HUP reads the configuration again, USR1 writes a snapshot file, TERM and INT end it.";
 
 const DOCTOR_EXAMPLES: &str = "Examples:
   leaktrace doctor          kernel, permissions, what probes cost here
@@ -225,6 +235,17 @@ pub enum PsSort {
 
 /// Time between the summaries of `attach`.
 pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Arguments of `agent`.
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// Configuration [/etc/leaktrace/leaktrace.toml where it is there, else the defaults]
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Only check the configuration
+    #[arg(long)]
+    pub check: bool,
+}
 
 /// Arguments of `doctor`.
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 
+mod agent;
 pub mod args;
 mod attach;
 mod convert;
@@ -20,7 +21,7 @@ mod run;
 mod snapshot;
 pub mod target_args;
 mod trace;
-pub mod units;
+pub use crate::model::quantity as units;
 
 use args::{Cli, Command};
 
@@ -61,6 +62,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Diff(args) => diff::diff(&args),
         Command::Convert(args) => convert::convert(&args),
         Command::Flamegraph(args) => convert::flamegraph(&args),
+        Command::Agent(args) => agent::agent(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Completions { shell } => {
             let mut text = Vec::new();

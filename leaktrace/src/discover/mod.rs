@@ -8,6 +8,7 @@ pub mod elf;
 pub mod ifunc;
 pub mod maps;
 pub mod memory;
+pub mod memory_limit;
 pub mod object;
 pub mod options;
 pub mod process;

@@ -77,13 +77,22 @@ fn unfinished_name(path: &Path, pid: u32, write: u64) -> io::Result<PathBuf> {
 /// Removes what a writer of the same file left when it was killed.
 fn remove_abandoned(path: &Path) {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return };
-    let Ok(entries) = fs::read_dir(folder_of(path)) else { return };
+    remove_of_killed(folder_of(path), |text| text.strip_prefix(name)?.strip_prefix('.'));
+}
+
+/// Removes all unfinished files in a folder whose writers were killed.
+pub fn remove_unfinished(folder: &Path) {
+    remove_of_killed(folder, |text| Some(text.rsplit_once('.')?.1));
+}
+
+/// `part` takes from a name, its ending cut off, what says which process wrote it.
+fn remove_of_killed(folder: &Path, part: impl Fn(&str) -> Option<&str>) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let file_name = entry.file_name();
         let writer = file_name
             .to_str()
-            .and_then(|text| text.strip_prefix(name)?.strip_prefix('.')?.strip_suffix(UNFINISHED))
-            .and_then(|text| text.split_once('-')?.0.parse::<u32>().ok());
+            .and_then(|text| part(text.strip_suffix(UNFINISHED)?)?.split_once('-')?.0.parse::<u32>().ok());
         if let Some(pid) = writer
             && !Path::new("/proc").join(pid.to_string()).exists()
         {
@@ -160,6 +169,8 @@ mod tests {
         }
         write_whole(&path, b"whole").unwrap();
         assert!(!abandoned.exists() && living.exists() && of_another.exists());
+        remove_unfinished(folder.path());
+        assert!(path.exists() && living.exists() && !of_another.exists());
     }
 
     #[test]

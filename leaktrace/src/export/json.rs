@@ -113,7 +113,7 @@ impl Serialize for Time {
 }
 
 #[derive(Serialize)]
-struct SnapshotJson<'a> {
+pub(super) struct SnapshotJson<'a> {
     schema: &'static str,
     time: Time,
     host: &'a str,
@@ -121,7 +121,7 @@ struct SnapshotJson<'a> {
     sample_interval_bytes: Option<u64>,
     since: Time,
     last: bool,
-    targets: Vec<TargetJson<'a>>,
+    pub(super) targets: Vec<TargetJson<'a>>,
     losses: &'a BTreeMap<String, u64>,
     notes: &'a [String],
     events: Vec<EventJson<'a>>,
@@ -238,7 +238,7 @@ impl From<&Totals> for TotalsJson {
 }
 
 #[derive(Serialize)]
-struct TargetJson<'a> {
+pub(super) struct TargetJson<'a> {
     pid: u32,
     start_time: Time,
     comm: &'a str,
@@ -259,7 +259,7 @@ struct TargetJson<'a> {
     overhead: Option<OverheadJson>,
     allocators: Vec<AllocatorJson<'a>>,
     mappings: MappingsJson,
-    sites: Vec<SiteJson<'a>>,
+    pub(super) sites: Vec<SiteJson<'a>>,
     sites_cut: u64,
     cut_outstanding_bytes: u64,
     cut_outstanding_count: u64,
@@ -355,7 +355,7 @@ pub(super) fn kind(kind: SiteKind) -> &'static str {
 }
 
 #[derive(Serialize)]
-struct SiteJson<'a> {
+pub(super) struct SiteJson<'a> {
     id: &'a str,
     kind: &'static str,
     #[serde(flatten)]

@@ -5,6 +5,7 @@ pub mod diff;
 pub mod doctor;
 pub mod escape;
 pub mod ps;
+pub mod report;
 pub mod text;
 pub mod trace;
 pub use crate::model::units;

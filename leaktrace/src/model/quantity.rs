@@ -1,4 +1,4 @@
-//! Reads sizes, counts, durations and percentages from the command line. Printing them is `render::units`' work.
+//! Reads sizes, counts and durations that people write, on the command line and in files. Printing them is `units`' work.
 use std::time::Duration;
 
 /// Reads a size in bytes: `4096`, `4k`, `4KiB`, `1M`, `1.5MiB`, `2G`. Units are powers of 1024.

@@ -93,7 +93,9 @@ impl Page {
         if is_open && !unit.is_empty() {
             let _ = writeln!(self.out, "# UNIT {declared} {unit}");
         }
-        let _ = writeln!(self.out, "# HELP {declared} {}", escaped(help));
+        // Only OpenMetrics escapes quotes here.
+        let help = if is_open { escaped(help) } else { help.to_owned() };
+        let _ = writeln!(self.out, "# HELP {declared} {help}");
         Family { page: self, name: sample }
     }
 }

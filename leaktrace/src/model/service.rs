@@ -112,7 +112,7 @@ pub struct OwnUse {
     pub map_bytes: u64,
     /// Processor time since it began.
     pub cpu_seconds: f64,
-    /// Share of one CPU since the previous summary.
+    /// Share of one CPU over the last half minute or so.
     pub cpu_share: f64,
     /// Open files.
     pub open_files: u64,

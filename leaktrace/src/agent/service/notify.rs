@@ -94,7 +94,7 @@ mod tests {
             watchdog: Some(Duration::from_secs(10)),
         };
         assert_eq!(notifier.period(), Some(Duration::from_secs(5)));
-        let mut hear = || {
+        let hear = || {
             let mut bytes = [0; 200];
             let length = manager.recv(&mut bytes).unwrap();
             String::from_utf8_lossy(&bytes[..length]).into_owned()

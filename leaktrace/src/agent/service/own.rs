@@ -10,31 +10,39 @@ use crate::model::{
 /// Descriptors looked at for maps.
 const MAX_DESCRIPTORS: usize = 16_384;
 
-/// Measures what is used between two summaries.
+/// CPU shares are averaged over about this time, so that one costly moment is no fault.
+const AVERAGED_SECONDS: f64 = 30.0;
+
+/// Measures what is used.
 #[derive(Debug)]
 pub struct Meter {
     time: Instant,
     cpu: Duration,
+    share: f64,
 }
 
 impl Meter {
     /// Begins.
     pub fn new() -> Meter {
-        Meter { time: Instant::now(), cpu: cpu_time() }
+        Meter { time: Instant::now(), cpu: cpu_time(), share: 0.0 }
     }
 
-    /// What is used now, and of the CPU since the last call.
+    /// What is used now, and of the CPU lately.
     pub fn read(&mut self) -> OwnUse {
         let (time, cpu) = (Instant::now(), cpu_time());
         let wall = time.duration_since(self.time).as_secs_f64();
         let used = cpu.saturating_sub(self.cpu).as_secs_f64();
         (self.time, self.cpu) = (time, cpu);
+        if wall > 0.0 {
+            let weight = 1.0 - (-wall / AVERAGED_SECONDS).exp();
+            self.share += weight * (used / wall - self.share);
+        }
         let (map_bytes, open_files) = descriptors();
         OwnUse {
             rss_bytes: rss_bytes(),
             map_bytes,
             cpu_seconds: cpu.as_secs_f64(),
-            cpu_share: if wall > 0.0 { used / wall } else { 0.0 },
+            cpu_share: self.share,
             open_files,
         }
     }

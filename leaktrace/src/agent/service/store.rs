@@ -42,7 +42,8 @@ pub enum Reason {
 }
 
 impl Reason {
-    const ALL: [Reason; 9] = [
+    /// All of them.
+    pub const ALL: [Reason; 9] = [
         Reason::Interval,
         Reason::Cron,
         Reason::Growth,

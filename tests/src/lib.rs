@@ -4,9 +4,11 @@
 //! A fixture prints a ledger and blocks on standard input ([`fixture`]), so that no test has to sleep; the tests wait
 //! for a summary that equals the ledger, with a deadline, and then for a second one ([`scenario`]).
 
+pub mod agent;
 pub mod compare;
 pub mod compile;
 pub mod fixture;
+pub mod http;
 pub mod leaktrace;
 pub mod ledger;
 pub mod lines;

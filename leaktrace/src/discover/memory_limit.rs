@@ -21,11 +21,8 @@ struct Names {
 }
 
 const VERSION_2: Names = Names { limit: "memory.max", used: "memory.current", droppable: "inactive_file" };
-const VERSION_1: Names = Names {
-    limit: "memory.limit_in_bytes",
-    used: "memory.usage_in_bytes",
-    droppable: "total_inactive_file",
-};
+const VERSION_1: Names =
+    Names { limit: "memory.limit_in_bytes", used: "memory.usage_in_bytes", droppable: "total_inactive_file" };
 
 /// The limit of a process; `None` without one or where cgroups cannot be read.
 pub fn of(pid: u32) -> Option<MemoryLimit> {
@@ -67,9 +64,8 @@ fn limits(root: &Path, path: &str, names: &Names) -> Vec<MemoryLimit> {
         let folder = root.join(group);
         let limit = number(&folder.join(names.limit)).filter(|bytes| *bytes < UNLIMITED_BYTES);
         if let (Some(limit_bytes), Some(used)) = (limit, number(&folder.join(names.used))) {
-            let droppable = read(&folder.join("memory.stat"))
-                .and_then(|text| field(&text, names.droppable))
-                .unwrap_or(0);
+            let droppable =
+                read(&folder.join("memory.stat")).and_then(|text| field(&text, names.droppable)).unwrap_or(0);
             found.push(MemoryLimit { limit_bytes, used_bytes: used.saturating_sub(droppable) });
         }
         if group.is_empty() {

@@ -366,7 +366,10 @@ mod tests {
         };
         let mut view = View::default();
         let json: serde_json::Value = serde_json::from_str(&health(&view)).unwrap();
-        assert_eq!((json["healthy"].as_bool(), json["trend"]["direction"].as_str()), (Some(true), Some("unknown")));
+        assert_eq!(
+            (json["healthy"].as_bool(), json["trend"]["direction"].as_str()),
+            (Some(true), Some("unknown"))
+        );
         view.alerts.push(alert.clone());
         view.growth.insert(TargetKey { pid: 5, start_time: 0 }, 1000.0);
         let json: serde_json::Value = serde_json::from_str(&health(&view)).unwrap();
@@ -374,6 +377,9 @@ mod tests {
         assert_eq!(json["trend"]["direction"], "growing");
         assert_eq!(json["issues"][0]["comm"], "a\"b");
         let message: serde_json::Value = serde_json::from_str(&alert_message(&alert, false, "h", 0)).unwrap();
-        assert_eq!((message["state"].as_str(), message["kind"].as_str()), (Some("resolved"), Some("memory_limit_share")));
+        assert_eq!(
+            (message["state"].as_str(), message["kind"].as_str()),
+            (Some("resolved"), Some("memory_limit_share"))
+        );
     }
 }

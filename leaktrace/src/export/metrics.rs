@@ -27,7 +27,8 @@ impl Format {
     pub fn accepted(accept: &str) -> Format {
         let wants = |part: &str| {
             let mut words = part.split(';').map(str::trim);
-            let is_it = words.next().is_some_and(|kind| kind.eq_ignore_ascii_case("application/openmetrics-text"));
+            let is_it =
+                words.next().is_some_and(|kind| kind.eq_ignore_ascii_case("application/openmetrics-text"));
             is_it && !words.any(|word| matches!(word, "q=0" | "q=0.0"))
         };
         if accept.split(',').any(wants) { Format::OpenMetrics } else { Format::Text }
@@ -226,7 +227,9 @@ fn targets(page: &mut Page, view: &View) {
     counter("leaktrace_target_allocated_blocks", "", "Heap blocks allocated.", &|totals| {
         totals.allocated_count
     });
-    counter("leaktrace_target_freed_bytes", "bytes", "Heap bytes freed of those.", &|totals| totals.freed_bytes);
+    counter("leaktrace_target_freed_bytes", "bytes", "Heap bytes freed of those.", &|totals| {
+        totals.freed_bytes
+    });
     counter("leaktrace_target_freed_blocks", "", "Heap blocks freed of those.", &|totals| totals.freed_count);
     let mut losses = page.family(
         "leaktrace_target_losses",
@@ -300,7 +303,12 @@ fn service(page: &mut Page, view: &View) {
     };
     one("leaktrace_targets", "", "Processes that are traced.", view.live().count() as f64);
     one("leaktrace_agent_rss_bytes", "bytes", "Resident memory of the agent.", view.own.rss_bytes as f64);
-    one("leaktrace_agent_map_bytes", "bytes", "Kernel memory of the agent's maps.", view.own.map_bytes as f64);
+    one(
+        "leaktrace_agent_map_bytes",
+        "bytes",
+        "Kernel memory of the agent's maps.",
+        view.own.map_bytes as f64,
+    );
     one("leaktrace_agent_open_files", "", "Open files of the agent.", view.own.open_files as f64);
     one("leaktrace_agent_cpu_ratio", "ratio", "Share of one CPU that the agent took.", view.own.cpu_share);
     one(
@@ -334,7 +342,10 @@ fn service(page: &mut Page, view: &View) {
         "",
         "What was not recorded or only approximately since tracing began, by cause; 0 is good.",
     );
-    let known = Counter::ALL.iter().filter(|counter| counter.class() != Class::Activity).map(|counter| counter.name());
+    let known = Counter::ALL
+        .iter()
+        .filter(|counter| counter.class() != Class::Activity)
+        .map(|counter| counter.name());
     for cause in known {
         losses.sample(&[("cause", cause)], snapshot.losses.get(cause).copied().unwrap_or(0));
     }
@@ -393,7 +404,10 @@ mod tests {
         for format in [Format::Text, Format::OpenMetrics] {
             let page = page(&view(), 1, format);
             assert!(page.contains(r#"comm="evil\"\n} 1\n�\\","#), "{page}");
-            assert!(page.lines().all(|line| line.starts_with("leaktrace_") || line.starts_with("# ")), "{page}");
+            assert!(
+                page.lines().all(|line| line.starts_with("leaktrace_") || line.starts_with("# ")),
+                "{page}"
+            );
         }
     }
 
@@ -403,7 +417,9 @@ mod tests {
         assert!(text.contains("# TYPE leaktrace_target_freed_bytes_total counter\n"));
         assert!(!text.contains("# UNIT") && !text.contains("# EOF"));
         let open = page(&view(), 1, Format::OpenMetrics);
-        assert!(open.contains("# TYPE leaktrace_target_freed_bytes counter\n# UNIT leaktrace_target_freed_bytes bytes\n"));
+        assert!(open.contains(
+            "# TYPE leaktrace_target_freed_bytes counter\n# UNIT leaktrace_target_freed_bytes bytes\n"
+        ));
         assert!(open.contains("\nleaktrace_target_freed_bytes_total{pid=\"7\""));
         assert!(open.ends_with("# EOF\n"));
         for loss in ["blocks_full", "sites_full", "events_dropped", "lost_returns"] {
@@ -413,7 +429,8 @@ mod tests {
 
     #[test]
     fn openmetrics_is_sent_only_when_asked_for() {
-        let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1";
+        let prometheus =
+            "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1";
         assert_eq!(Format::accepted(prometheus), Format::OpenMetrics);
         for other in ["", "*/*", "text/plain", "application/openmetrics-text;q=0", "application/json"] {
             assert_eq!(Format::accepted(other), Format::Text, "{other}");

@@ -11,8 +11,8 @@ use super::{
 use crate::model::{
     service::{Severity, View, key},
     site_id::base_name,
-    snapshot::{Confidence, Frame, SiteView, TargetView},
     sites::Order,
+    snapshot::{Confidence, Frame, SiteView, TargetView},
 };
 
 /// Call stacks of each target that are shown.
@@ -79,9 +79,8 @@ fn advice(view: &View) -> Vec<String> {
         ));
     }
     for (cause, amount) in &view.snapshot.losses {
-        let is_loss = Counter::ALL
-            .iter()
-            .any(|counter| counter.name() == cause && counter.class() == Class::Loss);
+        let is_loss =
+            Counter::ALL.iter().any(|counter| counter.name() == cause && counter.class() == Class::Loss);
         let remedy = match cause.as_str() {
             "blocks_full" => "raise trace.max_blocks",
             "sites_full" => "raise trace.max_sites",
@@ -112,7 +111,9 @@ fn named(target: &TargetView) -> String {
 /// The innermost function with its source, or where it is.
 fn place(site: &SiteView) -> String {
     let frame = site.frames.iter().find(|frame| frame.function.is_some()).or(site.frames.first());
-    let Some(Frame { function, file, line, module, .. }) = frame else { return format!("call stack {}", site.id) };
+    let Some(Frame { function, file, line, module, .. }) = frame else {
+        return format!("call stack {}", site.id);
+    };
     let mut text = match (function, module) {
         (Some(function), _) => escape(function).to_string(),
         (None, Some(module)) => escape(base_name(module)).to_string(),
@@ -148,7 +149,8 @@ mod tests {
             }),
             ..SiteView::default()
         };
-        let target = TargetView { pid: 7, comm: "srv".to_owned(), sites: vec![site], ..TargetView::default() };
+        let target =
+            TargetView { pid: 7, comm: "srv".to_owned(), sites: vec![site], ..TargetView::default() };
         let snapshot = Snapshot { targets: vec![target], ..Snapshot::default() };
         let text = report(&View { snapshot: Arc::new(snapshot), ..View::default() });
         assert!(text.contains("(cache.c:12): srv (pid 7) allocates there"), "{text}");

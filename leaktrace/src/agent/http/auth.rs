@@ -45,7 +45,13 @@ mod tests {
         let token = Some("0123456789abcdef");
         assert_eq!(status(Some("Bearer 0123456789abcdef"), token), 200);
         assert_eq!(status(Some("bearer  0123456789abcdef"), token), 200);
-        for wrong in [None, Some("Bearer"), Some("Bearer 0123456789abcdeg"), Some("Basic 0123456789abcdef"), Some("Bearer 0")] {
+        for wrong in [
+            None,
+            Some("Bearer"),
+            Some("Bearer 0123456789abcdeg"),
+            Some("Basic 0123456789abcdef"),
+            Some("Bearer 0"),
+        ] {
             assert_eq!(status(wrong, token), 401, "{wrong:?}");
         }
         assert_eq!(status(Some("Bearer "), None), 403);

@@ -106,7 +106,13 @@ pub struct HeapQuery {
 ///
 /// # Errors
 /// 400 with the bounds.
-pub fn bounded(name: &str, value: Option<usize>, default: usize, least: usize, most: usize) -> Result<usize, Problem> {
+pub fn bounded(
+    name: &str,
+    value: Option<usize>,
+    default: usize,
+    least: usize,
+    most: usize,
+) -> Result<usize, Problem> {
     let value = value.unwrap_or(default);
     if (least..=most).contains(&value) {
         Ok(value)
@@ -121,9 +127,8 @@ pub fn bounded(name: &str, value: Option<usize>, default: usize, least: usize, m
 /// 400 with an example.
 pub fn time(name: &str, text: Option<&str>, default: WallNs) -> Result<WallNs, Problem> {
     let Some(text) = text else { return Ok(default) };
-    let wrong = || {
-        Problem::new(400, format!("{name}: a time such as 2026-11-21T14:00:00Z, or seconds since 1970"))
-    };
+    let wrong =
+        || Problem::new(400, format!("{name}: a time such as 2026-11-21T14:00:00Z, or seconds since 1970"));
     if let Ok(seconds) = text.parse::<f64>() {
         return if seconds.abs() < 9e9 { Ok((seconds * 1e9) as WallNs) } else { Err(wrong()) };
     }

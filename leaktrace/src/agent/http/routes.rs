@@ -41,19 +41,23 @@ const OPENAPI: &str = include_str!("openapi.json");
 /// How long a whole snapshot answers further requests.
 const FRESH: Duration = Duration::from_secs(1);
 
+/// When a whole snapshot was made, and the snapshot.
+type Made = (Instant, Arc<Snapshot>);
+
 /// What handlers share.
 #[derive(Clone, Debug)]
 struct App {
     shared: Arc<Shared>,
     requests: Arc<Semaphore>,
     streams: Arc<Semaphore>,
-    whole: Arc<Mutex<Option<(Instant, Arc<Snapshot>)>>>,
+    whole: Arc<Mutex<Option<Made>>>,
 }
 
 /// All routes.
 pub fn router(shared: Arc<Shared>) -> Router {
     let http = &shared.config().http;
-    let permits = |count: u64| Arc::new(Semaphore::new(usize::try_from(count).unwrap_or(Semaphore::MAX_PERMITS)));
+    let permits =
+        |count: u64| Arc::new(Semaphore::new(usize::try_from(count).unwrap_or(Semaphore::MAX_PERMITS)));
     let app = App {
         requests: permits(http.max_concurrent.0),
         streams: permits(http.max_streams.0),
@@ -76,7 +80,9 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/api/v1/openapi.json", get(openapi))
         .route("/debug/pprof/heap", get(heap))
         .route("/metrics", get(metrics_page))
-        .fallback(async || Problem::new(404, "there is nothing here: /api/v1/openapi.json lists what there is"))
+        .fallback(async || {
+            Problem::new(404, "there is nothing here: /api/v1/openapi.json lists what there is")
+        })
         .method_not_allowed_fallback(async || Problem::new(405, "this path does not take this method"))
         .layer(DefaultBodyLimit::max(max_request))
         .layer(middleware::from_fn_with_state(app.clone(), guard))
@@ -87,7 +93,8 @@ pub fn router(shared: Arc<Shared>) -> Router {
 async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
     let config = app.shared.config();
     app.shared.counts.add(Work::HttpRequests);
-    let length = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let length =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     let mut response = if length.is_some_and(|length: u64| length > config.http.max_request.0) {
         Problem::new(413, format!("at most {} bytes", config.http.max_request.0)).into_response()
     } else {
@@ -95,7 +102,9 @@ async fn guard(State(app): State<App>, request: Request, next: Next) -> Response
             Err(_) => Problem::new(503, "too many requests at once: try again").into_response(),
             Ok(_permit) => match timeout(config.http.timeout.0, next.run(request)).await {
                 Ok(response) => response,
-                Err(_) => Problem::new(503, "no answer within http.timeout: the agent is busy").into_response(),
+                Err(_) => {
+                    Problem::new(503, "no answer within http.timeout: the agent is busy").into_response()
+                }
             },
         }
     };
@@ -120,7 +129,9 @@ fn typed(kind: &'static str, body: impl IntoResponse) -> Response {
 }
 
 /// Makes an answer where it may take long.
-async fn aside(work: impl FnOnce() -> Result<Response, Problem> + Send + 'static) -> Result<Response, Problem> {
+async fn aside(
+    work: impl FnOnce() -> Result<Response, Problem> + Send + 'static,
+) -> Result<Response, Problem> {
     spawn_blocking(work).await.unwrap_or_else(|_| Err(Problem::new(500, "the answer could not be made")))
 }
 
@@ -138,9 +149,9 @@ async fn targets(State(app): State<App>, _: Checked<Nothing>) -> Response {
 
 /// The live target of this pid, or else the one that ended last.
 fn find(view: &View, pid: u32) -> Result<&TargetView, Problem> {
-    view.all()
-        .find(|target| target.pid == pid)
-        .ok_or_else(|| Problem::new(404, format!("process {pid} is not traced: /api/v1/targets lists those that are")))
+    view.all().find(|target| target.pid == pid).ok_or_else(|| {
+        Problem::new(404, format!("process {pid} is not traced: /api/v1/targets lists those that are"))
+    })
 }
 
 async fn target(
@@ -153,10 +164,7 @@ async fn target(
     Ok(json(api::target(&view, find(&view, pid)?)))
 }
 
-async fn history(
-    State(app): State<App>,
-    Checked(query): Checked<HistoryQuery>,
-) -> Result<Response, Problem> {
+async fn history(State(app): State<App>, Checked(query): Checked<HistoryQuery>) -> Result<Response, Problem> {
     let from = query::time("from", query.from.as_deref(), i64::MIN)?;
     let to = query::time("to", query.to.as_deref(), i64::MAX)?;
     let view = app.shared.view();
@@ -191,14 +199,18 @@ async fn take_snapshot(
         return Err(Problem::new(400, "this request takes no body"));
     }
     if app.shared.store().is_none() {
-        return Err(Problem::new(409, "the agent keeps no files: set snapshots.directory in its configuration"));
+        return Err(Problem::new(
+            409,
+            "the agent keeps no files: set snapshots.directory in its configuration",
+        ));
     }
     let (reply, answer) = oneshot::channel();
     ask(&app, Command::Save(reply))?;
     match answer.await {
         Ok(Ok(file)) => {
             let place = format!("/api/v1/snapshots/{}", file.id);
-            Ok((StatusCode::CREATED, [(header::LOCATION, place)], json(api::snapshot_file(&file))).into_response())
+            Ok((StatusCode::CREATED, [(header::LOCATION, place)], json(api::snapshot_file(&file)))
+                .into_response())
         }
         Ok(Err(error)) => Err(Problem::new(503, error)),
         Err(_) => Err(ending()),
@@ -231,7 +243,8 @@ async fn snapshot(
 }
 
 fn stored(app: &App, id: &str) -> Result<Vec<u8>, Problem> {
-    let missing = || Problem::new(404, "there is no such snapshot: /api/v1/snapshots lists those that there are");
+    let missing =
+        || Problem::new(404, "there is no such snapshot: /api/v1/snapshots lists those that there are");
     let store = app.shared.store().ok_or_else(missing)?;
     match store.read(id) {
         Ok(Some(bytes)) => Ok(bytes),

@@ -80,11 +80,9 @@ impl Rule {
             Kind::Outstanding => {
                 format!("{comm} (pid {pid}) holds {}, threshold {}", size(value), size(threshold))
             }
-            Kind::GrowthPerHour => format!(
-                "{comm} (pid {pid}) grows by {} an hour, threshold {}",
-                size(value),
-                size(threshold)
-            ),
+            Kind::GrowthPerHour => {
+                format!("{comm} (pid {pid}) grows by {} an hour, threshold {}", size(value), size(threshold))
+            }
             Kind::MemoryLimit => format!(
                 "{comm} (pid {pid}) has used {:.0} % of its memory limit, threshold {:.0} %",
                 value * 100.0,
@@ -202,7 +200,10 @@ mod tests {
     fn settings() -> Settings {
         Settings {
             outstanding: Thresholds { warning: Some(Size(1000)), critical: Some(Size(2000)) },
-            time_to_limit: Thresholds { warning: Some(Span::seconds(100)), critical: Some(Span::seconds(10)) },
+            time_to_limit: Thresholds {
+                warning: Some(Span::seconds(100)),
+                critical: Some(Span::seconds(10)),
+            },
             ..Settings::default()
         }
     }
@@ -289,7 +290,7 @@ mod tests {
         let fault = OwnFault { kind: Kind::SnapshotFailed, message: "disk full".to_owned() };
         let mut seen = seen(5000);
         seen.values_mut().for_each(|seen| seen.comm = "a\u{1b}[31m".to_owned());
-        assert_eq!(evaluator.evaluate(1, &seen, &[fault.clone()], &settings()).len(), 2);
+        assert_eq!(evaluator.evaluate(1, &seen, std::slice::from_ref(&fault), &settings()).len(), 2);
         assert_eq!(evaluator.evaluate(2, &seen, &[fault], &settings()).len(), 0);
         assert!(evaluator.active().iter().all(|alert| !alert.message.contains('\u{1b}')));
         assert_eq!(evaluator.evaluate(3, &seen, &[], &settings()).len(), 1);

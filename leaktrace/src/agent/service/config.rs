@@ -163,8 +163,11 @@ impl TryFrom<String> for Listen {
     type Error = String;
 
     fn try_from(text: String) -> Result<Listen, String> {
-        let wrong =
-            || format!("{text:?} is no address to listen on: say \"127.0.0.1:9464\" or \"unix:/run/leaktrace.sock\"");
+        let wrong = || {
+            format!(
+                "{text:?} is no address to listen on: say \"127.0.0.1:9464\" or \"unix:/run/leaktrace.sock\""
+            )
+        };
         match text.strip_prefix("unix:") {
             Some(path) if path.starts_with('/') => Ok(Listen::Unix(PathBuf::from(path))),
             Some(_) => Err(wrong()),
@@ -409,10 +412,7 @@ impl Config {
         self.check_http()?;
         self.check_snapshots()?;
         self.check_alerts()?;
-        demand(
-            (1..=4096).contains(&self.limits.targets.0),
-            "limits.targets: from 1 to 4096",
-        )?;
+        demand((1..=4096).contains(&self.limits.targets.0), "limits.targets: from 1 to 4096")?;
         demand(
             self.limits.cpu > 0.0 && self.limits.cpu <= 1024.0,
             "limits.cpu: a share of one CPU, such as 0.5",
@@ -492,14 +492,8 @@ impl Config {
         for share in [alerts.memory_limit.warning, alerts.memory_limit.critical].into_iter().flatten() {
             demand(share > 0.0 && share <= 1.0, "alerts.memory_limit: from 0 to 1, such as 0.7")?;
         }
-        demand(
-            (0.0..1.0).contains(&alerts.hysteresis),
-            "alerts.hysteresis: from 0 to below 1, such as 0.1",
-        )?;
-        demand(
-            alerts.growth_window.0 >= Duration::from_secs(1),
-            "alerts.growth_window: at least 1s",
-        )?;
+        demand((0.0..1.0).contains(&alerts.hysteresis), "alerts.hysteresis: from 0 to below 1, such as 0.1")?;
+        demand(alerts.growth_window.0 >= Duration::from_secs(1), "alerts.growth_window: at least 1s")?;
         demand((1..=100_000).contains(&alerts.webhook_queue.0), "alerts.webhook_queue: from 1 to 100000")?;
         demand(
             alerts.webhook_timeout.0 >= Duration::from_millis(100)
@@ -507,9 +501,9 @@ impl Config {
             "alerts.webhook_timeout: from 100ms to 25s",
         )?;
         let Some(url) = &alerts.webhook else { return Ok(()) };
-        let valid = url.parse::<ureq::http::Uri>().is_ok_and(|uri| {
-            matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some()
-        });
+        let valid = url
+            .parse::<ureq::http::Uri>()
+            .is_ok_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some());
         demand(valid, "alerts.webhook: an http:// or https:// address")
     }
 }
@@ -537,9 +531,8 @@ fn read_text(path: &Path) -> io::Result<String> {
 
 /// A message of the TOML reader, with a hint for a name that is nearly right.
 fn explain(message: &str) -> String {
-    let quoted = |text: &str| -> Vec<String> {
-        text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
-    };
+    let quoted =
+        |text: &str| -> Vec<String> { text.split('`').skip(1).step_by(2).map(str::to_owned).collect() };
     let Some(rest) = message.strip_prefix("unknown field `") else { return message.to_owned() };
     let Some((unknown, rest)) = rest.split_once('`') else { return message.to_owned() };
     let known = quoted(rest);

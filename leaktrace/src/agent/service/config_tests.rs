@@ -21,7 +21,9 @@ fn the_shipped_example_says_the_defaults_and_every_key() {
         })
         .collect();
     let table: toml::Table = uncommented.parse().unwrap();
-    for section in ["", "trace", "http", "snapshots", "snapshots.keep", "alerts", "alerts.outstanding", "log", "limits"] {
+    for section in
+        ["", "trace", "http", "snapshots", "snapshots.keep", "alerts", "alerts.outstanding", "log", "limits"]
+    {
         let text = if section.is_empty() { "zzz = 1".to_owned() } else { format!("[{section}]\nzzz = 1") };
         let raw = toml::from_str::<Config>(&text).unwrap_err().message().to_owned();
         let mut names = raw.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
@@ -40,7 +42,10 @@ fn the_shipped_example_says_the_defaults_and_every_key() {
 
 #[test]
 fn an_unknown_key_is_an_error_with_its_line_and_a_hint() {
-    assert_eq!(error("[trace]\n\nintervall = 5"), ":3: there is no key \"intervall\" here: did you mean \"interval\"?");
+    assert_eq!(
+        error("[trace]\n\nintervall = 5"),
+        ":3: there is no key \"intervall\" here: did you mean \"interval\"?"
+    );
     assert!(error("[htp]\n").contains("did you mean \"http\"?"));
     assert!(error("[log]\nxyzzy = 1").contains("there are format, level"));
 }

@@ -146,8 +146,8 @@ pub async fn run(config: Config, path: Option<&Path>, set_level: SetLevel) -> Re
     let (commands, mut asked) = mpsc::channel(MAX_COMMANDS);
     let shared = Arc::new(Shared::new(Arc::clone(&config), view, commands));
     shared.set_store(store);
-    let webhook =
-        Webhook::start(&config.alerts, Arc::clone(&shared.counts)).context("starting the webhook's thread")?;
+    let webhook = Webhook::start(&config.alerts, Arc::clone(&shared.counts))
+        .context("starting the webhook's thread")?;
     let writer = Writer::start(Arc::clone(&shared)).context("starting the writer's thread")?;
     let mut service = Service {
         tracer,
@@ -280,7 +280,8 @@ impl Service {
         self.tracer.select(selection(&self.config, false));
         let mut shown = whole.clone();
         shown.cut(Order::Bytes, selection(&self.config, false).top);
-        let earlier: Vec<TargetView> = self.unwritten.iter().map(|target| TargetView::clone(target)).collect();
+        let earlier: Vec<TargetView> =
+            self.unwritten.iter().map(|target| TargetView::clone(target)).collect();
         self.take(Arc::new(shown));
         whole.targets.splice(0..0, earlier);
         Arc::new(whole)
@@ -367,7 +368,8 @@ impl Service {
             self.stretch = (self.stretch / 2).max(1);
         }
         if self.own.rss_bytes > limits.rss.0 {
-            let live: Vec<TargetKey> = self.snapshot.targets.iter().filter(|target| is_live(target)).map(key).collect();
+            let live: Vec<TargetKey> =
+                self.snapshot.targets.iter().filter(|target| is_live(target)).map(key).collect();
             self.shared.change_series(|series| series.trim(|key| live.contains(&key)));
             self.ended.clear();
         }
@@ -378,9 +380,7 @@ impl Service {
 
     fn look_at_limits(&mut self) {
         let live = self.snapshot.targets.iter().filter(|target| is_live(target));
-        self.limits = live
-            .filter_map(|target| Some((key(target), memory_limit::of(target.pid)?)))
-            .collect();
+        self.limits = live.filter_map(|target| Some((key(target), memory_limit::of(target.pid)?))).collect();
     }
 
     fn evaluate(&mut self) {
@@ -399,16 +399,18 @@ impl Service {
             let outstanding_bytes = target.totals.outstanding_bytes;
             let limit_share = limit.map(MemoryLimit::share);
             self.seen.insert(key, Seen { outstanding_bytes, limit_share });
-            observed.insert(key, Observation {
-                comm: target.comm.clone(),
-                outstanding_bytes,
-                growth_bytes_per_hour: growth,
-                limit_share,
-                seconds_to_limit,
-            });
+            observed.insert(
+                key,
+                Observation {
+                    comm: target.comm.clone(),
+                    outstanding_bytes,
+                    growth_bytes_per_hour: growth,
+                    limit_share,
+                    seconds_to_limit,
+                },
+            );
         }
-        let changes =
-            self.evaluator.evaluate(clock::wall_ns(), &observed, &self.faults, &self.config.alerts);
+        let changes = self.evaluator.evaluate(clock::wall_ns(), &observed, &self.faults, &self.config.alerts);
         for change in changes {
             self.tell(&change);
         }
@@ -420,8 +422,12 @@ impl Service {
             Change::Resolved(alert) => (alert, false),
         };
         match (is_active, alert.severity) {
-            (true, Severity::Critical) => tracing::error!(kind = alert.kind.name(), "critical: {}", alert.message),
-            (true, Severity::Warning) => tracing::warn!(kind = alert.kind.name(), "warning: {}", alert.message),
+            (true, Severity::Critical) => {
+                tracing::error!(kind = alert.kind.name(), "critical: {}", alert.message)
+            }
+            (true, Severity::Warning) => {
+                tracing::warn!(kind = alert.kind.name(), "warning: {}", alert.message)
+            }
             (false, _) => tracing::info!(kind = alert.kind.name(), "over: {}", alert.message),
         }
         if is_active {
@@ -523,7 +529,10 @@ fn fixed(old: &Config, new: &Config) -> [(&'static str, bool); 9] {
         ("trace.max_blocks", old.trace.max_blocks != new.trace.max_blocks),
         ("trace.max_sites", old.trace.max_sites != new.trace.max_sites),
         ("trace.debug_dirs", old.trace.debug_dirs != new.trace.debug_dirs),
-        ("http.enabled or http.listen", (old.http.enabled, &old.http.listen) != (new.http.enabled, &new.http.listen)),
+        (
+            "http.enabled or http.listen",
+            (old.http.enabled, &old.http.listen) != (new.http.enabled, &new.http.listen),
+        ),
         ("log.format", old.log.format != new.log.format),
         ("limits.targets above the number at the start", new.limits.targets > old.limits.targets),
     ]

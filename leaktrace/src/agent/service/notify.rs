@@ -21,8 +21,7 @@ impl Notifier {
     pub fn new() -> Notifier {
         let address = env::var("NOTIFY_SOCKET").ok().and_then(|name| address(&name));
         let socket = address.and_then(|address| Some((UnixDatagram::unbound().ok()?, address)));
-        let is_ours =
-            env::var("WATCHDOG_PID").map_or(true, |pid| pid.parse() == Ok(std::process::id()));
+        let is_ours = env::var("WATCHDOG_PID").map_or(true, |pid| pid.parse() == Ok(std::process::id()));
         let watchdog = env::var("WATCHDOG_USEC")
             .ok()
             .and_then(|text| text.parse().ok())

@@ -109,9 +109,8 @@ fn descriptors() -> (u64, u64) {
     for entry in entries.flatten().take(MAX_DESCRIPTORS) {
         open += 1;
         let Ok(text) = fs::read_to_string(entry.path()) else { continue };
-        let field = |name: &str| {
-            text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
-        };
+        let field =
+            |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
         // Several descriptors may be of one map.
         if let (Some(bytes), Some(id)) = (field("memlock:"), field("map_id:"))
             && seen.insert(id)

@@ -144,13 +144,15 @@ mod tests {
     #[test]
     fn an_interval_is_due_again_and_again_and_not_made_up_for() {
         let mut schedule = schedule(Snapshots { every: Some(Span::seconds(10)), ..Snapshots::default() });
-        let due = [5, 10, 15, 100, 105, 110].map(|second| schedule.due(second * SECOND, &BTreeMap::new()).is_some());
+        let due = [5, 10, 15, 100, 105, 110]
+            .map(|second| schedule.due(second * SECOND, &BTreeMap::new()).is_some());
         assert_eq!(due, [false, true, false, true, false, true]);
     }
 
     #[test]
     fn cron_times_are_utc() {
-        let mut schedule = schedule(Snapshots { cron: vec!["30 3 * * *".to_owned()], ..Snapshots::default() });
+        let mut schedule =
+            schedule(Snapshots { cron: vec!["30 3 * * *".to_owned()], ..Snapshots::default() });
         let minute = 60 * SECOND;
         assert_eq!(schedule.due(209 * minute, &BTreeMap::new()), None);
         assert_eq!(schedule.due(210 * minute, &BTreeMap::new()), Some(Reason::Cron));
@@ -159,7 +161,8 @@ mod tests {
 
     #[test]
     fn growth_counts_from_the_last_file_and_events_keep_their_distance() {
-        let settings = Snapshots { on_growth: Some(Size(100)), min_gap: Span::seconds(10), ..Snapshots::default() };
+        let settings =
+            Snapshots { on_growth: Some(Size(100)), min_gap: Span::seconds(10), ..Snapshots::default() };
         let mut schedule = schedule(settings);
         assert_eq!(schedule.due(0, &held(1000, None)), None);
         assert_eq!(schedule.due(SECOND, &held(1100, None)), Some(Reason::Growth));

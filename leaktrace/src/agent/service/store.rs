@@ -130,8 +130,11 @@ impl Store {
     /// # Errors
     /// When the folder cannot be read.
     pub fn list(&self) -> io::Result<Vec<SnapshotFile>> {
-        let mut files: Vec<SnapshotFile> =
-            fs::read_dir(&self.folder)?.flatten().filter_map(|entry| of_entry(&entry)).take(MAX_FILES).collect();
+        let mut files: Vec<SnapshotFile> = fs::read_dir(&self.folder)?
+            .flatten()
+            .filter_map(|entry| of_entry(&entry))
+            .take(MAX_FILES)
+            .collect();
         files.sort_by(|a, b| b.modified.cmp(&a.modified).then_with(|| b.id.cmp(&a.id)));
         Ok(files)
     }
@@ -217,7 +220,8 @@ mod tests {
 
     fn gone(keep: Keep) -> Vec<String> {
         let now = SystemTime::now();
-        let files = [file("d", 0, 50, now), file("c", 10, 50, now), file("b", 20, 50, now), file("a", 30, 50, now)];
+        let files =
+            [file("d", 0, 50, now), file("c", 10, 50, now), file("b", 20, 50, now), file("a", 30, 50, now)];
         superfluous(&files, &keep, now).into_iter().map(|file| file.id.clone()).collect()
     }
 
@@ -240,7 +244,10 @@ mod tests {
         let snapshot = Snapshot { time: 1_763_640_000_000_000_000, ..Snapshot::default() };
         let first = store.write(&snapshot, Reason::Request).unwrap();
         let second = store.write(&snapshot, Reason::Request).unwrap();
-        assert_eq!((first.id.as_str(), second.id.as_str()), ("20251120T120000Z-request", "20251120T120000Z-request-1"));
+        assert_eq!(
+            (first.id.as_str(), second.id.as_str()),
+            ("20251120T120000Z-request", "20251120T120000Z-request-1")
+        );
         assert_eq!(store.list().unwrap().len(), 2);
         let read = pprof::read(&store.read(&first.id).unwrap().unwrap()).unwrap();
         assert_eq!(read.time, snapshot.time);

@@ -21,13 +21,16 @@ impl TryFrom<String> for Selector {
     type Error = String;
 
     fn try_from(text: String) -> Result<Selector, String> {
-        let wrong = |why: &str| format!("{text:?} selects nothing: {why}: say \"pid:1234\" or \"comm:nginx\"");
+        let wrong =
+            |why: &str| format!("{text:?} selects nothing: {why}: say \"pid:1234\" or \"comm:nginx\"");
         match text.split_once(':') {
             Some(("pid", number)) => match number.trim().parse() {
                 Ok(pid @ 1..=4_194_304) => Ok(Selector::Pid(pid)),
                 _ => Err(wrong("a pid is a number from 1 to 4194304")),
             },
-            Some(("comm", name)) if !name.is_empty() && name.len() <= 15 => Ok(Selector::Comm(name.to_owned())),
+            Some(("comm", name)) if !name.is_empty() && name.len() <= 15 => {
+                Ok(Selector::Comm(name.to_owned()))
+            }
             Some(("comm", _)) => Err(wrong("the kernel's names of processes have 1 to 15 bytes")),
             Some((kind, _)) => Err(wrong(&format!("there is no kind {kind:?}"))),
             None => Err(wrong("its kind is missing")),
@@ -67,8 +70,10 @@ pub struct Orders {
 impl Orders {
     /// Replaces the orders; targets that are traced already stay.
     pub fn set(&mut self, selectors: Vec<Selector>) {
-        let kept: HashSet<u32> =
-            selectors.iter().filter_map(|selector| if let Selector::Pid(pid) = selector { Some(*pid) } else { None }).collect();
+        let kept: HashSet<u32> = selectors
+            .iter()
+            .filter_map(|selector| if let Selector::Pid(pid) = selector { Some(*pid) } else { None })
+            .collect();
         self.seen_pids.retain(|pid| kept.contains(pid));
         self.selectors = selectors;
         self.offered.clear();

@@ -60,9 +60,13 @@ impl Writer {
             Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => job,
         };
         self.shared.counts.add(Work::SnapshotsSkipped);
-        tracing::warn!(reason = reason.name(), "a snapshot file is skipped: earlier ones are still being written");
+        tracing::warn!(
+            reason = reason.name(),
+            "a snapshot file is skipped: earlier ones are still being written"
+        );
         if let Some(reply) = job.reply {
-            let _ = reply.send(Err("earlier snapshot files are still being written: try again later".to_owned()));
+            let _ =
+                reply.send(Err("earlier snapshot files are still being written: try again later".to_owned()));
         }
     }
 

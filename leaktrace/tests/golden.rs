@@ -7,8 +7,8 @@ use leaktrace::{
     cli::args,
     export::json,
     model::snapshot::{
-        AllocatorView, BlockView, CallView, Confidence, Exited, Finding, Frame, MappingTotals, SiteKind,
-        SiteView, Snapshot, TargetView, Totals,
+        AllocatorView, BlockView, CallView, Confidence, ContainerView, Exited, Finding, Frame, MappingTotals,
+        SiteKind, SiteView, Snapshot, TargetView, Totals,
     },
     render::{text, trace},
 };
@@ -186,6 +186,16 @@ fn example() -> Snapshot {
         cmdline: "shop: worker".to_owned(),
         exited: Some(Exited { code: Some(0), ..Exited::default() }),
         parent: Some(1234),
+        container: Some(ContainerView {
+            id: "3858919f60641ae85a47c4c211529e6392052b4b13eff9cdf7a4d705fba9a4ed".to_owned(),
+            runtime: "docker".to_owned(),
+            name: Some("shop-web-1".to_owned()),
+            image: Some("shop:7".to_owned()),
+            compose_project: Some("shop".to_owned()),
+            compose_service: Some("web".to_owned()),
+            ..ContainerView::default()
+        }),
+        unseen_ns: Some(2_345_678),
         heap_before_attach_bytes: Some(0),
         unmatched_frees: Some(0),
         ..TargetView::default()

@@ -3,6 +3,7 @@
 
 mod allocators;
 mod bounds;
+mod containers;
 mod doctor;
 mod files;
 mod fixtures;

@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod compare;
 pub mod compile;
+pub mod container;
 pub mod fixture;
 pub mod http;
 pub mod leaktrace;

@@ -96,6 +96,8 @@ pub struct Target {
     pub comm: String,
     pub cmdline: String,
     pub exited: Option<Exited>,
+    pub container: Option<serde_json::Value>,
+    pub unseen_ns: Option<u64>,
     #[serde(default)]
     pub execed: bool,
     pub outstanding_bytes: u64,
@@ -137,6 +139,7 @@ pub struct Estimate {
 pub struct Exited {
     pub code: Option<i32>,
     pub signal: Option<i32>,
+    pub oom_killed: bool,
 }
 
 /// An allocation call stack.

@@ -42,6 +42,8 @@ const DEBIAN_TESTS: &[&str] = &[
     "graphviz",
     "dwz",
     "xz-utils",
+    "podman",
+    "runc",
 ];
 
 /// Sets everything up; does nothing where everything is there.

@@ -124,7 +124,7 @@ impl Access {
     }
 }
 
-/// From a line like `field:int pid;	offset:24;	size:4;	signed:1;`.
+/// From a line like `field:int pid; offset:24; size:4; signed:1;`, with tabs in between.
 fn offset_in(format: &str, field: &str) -> Option<u64> {
     format.lines().find_map(|line| {
         let (declaration, rest) = line.trim().strip_prefix("field:")?.split_once(';')?;

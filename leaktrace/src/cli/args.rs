@@ -144,6 +144,9 @@ pub struct RunArgs {
 
 /// Arguments of `attach`.
 #[derive(Debug, Args)]
+#[command(
+    override_usage = "leaktrace attach [OPTIONS] <-p PID|--container NAME|--comm NAME|…> [INTERVAL] [COUNT]"
+)]
 pub struct AttachArgs {
     /// Which processes.
     #[command(flatten)]
@@ -164,6 +167,7 @@ pub struct AttachArgs {
 
 /// Arguments of `snapshot`.
 #[derive(Debug, Args)]
+#[command(override_usage = "leaktrace snapshot [OPTIONS] <-p PID|--container NAME|--comm NAME|…>")]
 #[command(mut_arg("output", |arg| arg.help("Write the snapshot to this file [leaktrace-PID-TIME.pb.gz]")))]
 #[command(mut_arg("duration", |arg| arg.help("How long to watch [10s]")))]
 #[command(mut_arg("interval", |arg| arg.hide(true)))]

@@ -101,9 +101,9 @@ impl<R: Report> WithFile<R> {
         WithFile { only_last: true, ..self }
     }
 
-    fn keep(&mut self, path: &Path, snapshot: &Snapshot) -> io::Result<()> {
+    fn keep(&self, path: &Path, snapshot: &Snapshot) -> io::Result<()> {
         let mut whole = snapshot.clone();
-        whole.targets.splice(0..0, self.ended.drain(..));
+        whole.targets.splice(0..0, self.ended.iter().cloned());
         if self.ended_left_out > 0 {
             whole
                 .notes
@@ -128,7 +128,9 @@ impl<R: Report> WithFile<R> {
 impl<R: Report> Report for WithFile<R> {
     fn snapshot(&mut self, snapshot: &Snapshot) -> io::Result<()> {
         let Some(path) = self.file.clone() else { return self.shown.snapshot(snapshot) };
-        if snapshot.last {
+        // What was known of a process that died for lack of memory is not left to an end that may never come.
+        let oom_killed = |target: &TargetView| target.exited.is_some_and(|exited| exited.oom_killed);
+        if snapshot.last || snapshot.targets.iter().any(oom_killed) {
             self.keep(&path, snapshot)?;
         }
         if self.only_last && !snapshot.last {

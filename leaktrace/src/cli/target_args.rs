@@ -36,7 +36,7 @@ pub struct TargetArgs {
     #[arg(long = "comm", value_name = "NAME", value_delimiter = ',', help_heading = "Which processes")]
     pub names: Vec<String>,
     /// Processes of this executable: the end of its path, or a pattern for the whole
-    #[arg(long = "exe", value_name = "PATH", value_delimiter = ',', help_heading = "Which processes")]
+    #[arg(long = "exe", value_name = "PATH", help_heading = "Which processes")]
     pub executables: Vec<String>,
     /// Every process
     #[arg(long, help_heading = "Which processes")]

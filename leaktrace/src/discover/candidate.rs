@@ -57,9 +57,9 @@ impl Candidate {
     pub fn sets_up_container(&self) -> bool {
         let path = self.executable.as_deref().unwrap_or_default();
         let name = path.rsplit('/').next().unwrap_or_default();
-        // runc runs from a sealed copy of itself.
+        // runc runs from a sealed copy of itself, which is called otherwise.
         let is_copy = path.starts_with("/memfd:runc_cloned:") || self.comm.starts_with("runc:[");
-        is_copy || SETTING_UP.contains(&name)
+        is_copy || SETTING_UP.contains(&name) || SETTING_UP.contains(&self.comm.as_str())
     }
 }
 

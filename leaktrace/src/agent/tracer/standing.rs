@@ -37,6 +37,8 @@ pub(super) struct Standing {
     /// Meant, but there were as many targets as were asked for: pid and name.
     turned_away: BTreeMap<u32, String>,
     turned_away_unlisted: u64,
+    /// Took another name since the last look.
+    renamed: BTreeSet<u32>,
     /// In containers whose names are not known yet.
     unnamed: BTreeSet<u32>,
     /// Meant, but they cannot be traced, by reason: how many, and the first of them.
@@ -83,14 +85,17 @@ impl Tracer {
     }
 
     pub(super) fn appeared(&mut self, life: &Life) {
-        let executed = life.status == Appearance::Exec as u32;
-        if life.status == Appearance::Name as u32
-            && process::stat(life.header.tgid).is_some_and(|stat| stat.in_exec)
-        {
-            // The word of the exec itself follows.
+        let pid = life.header.tgid;
+        if life.status == Appearance::Name as u32 {
+            // An exec gives a new name before the new program is there, and word of it follows.
+            self.standing.renamed.insert(pid);
             return;
         }
-        self.consider(life.header.tgid, executed.then_some(life.header.time_ns));
+        let executed_ns = (life.status == Appearance::Exec as u32).then_some(life.header.time_ns);
+        if executed_ns.is_some() {
+            self.standing.renamed.remove(&pid);
+        }
+        self.consider(pid, executed_ns);
     }
 
     /// Makes the process a target if an order means it. `executed_ns` is when its program began, if that is news.
@@ -139,6 +144,7 @@ impl Tracer {
     fn not_traced(&mut self, candidate: &Candidate, error: &anyhow::Error) {
         let reason = match error.downcast_ref::<ProcessError>() {
             Some(ProcessError::Gone(_) | ProcessError::Zombie(_)) => {
+                tracing::debug!(?candidate, "gone before it could be traced");
                 self.standing.missed += 1;
                 return;
             }
@@ -161,9 +167,15 @@ impl Tracer {
     pub(super) fn settle(&mut self) {
         for pid in std::mem::take(&mut self.standing.maybe_gone) {
             if let Some(target) = self.targets.remove(&pid) {
+                tracing::debug!(pid, comm = target.process.comm, "gone before its probes were set");
                 self.standing.missed += 1;
                 self.forget_image(&target);
                 self.drop_target(target);
+            }
+        }
+        for pid in std::mem::take(&mut self.standing.renamed) {
+            if process::stat(pid).is_some_and(|stat| !stat.in_exec) {
+                self.consider(pid, None);
             }
         }
         if self.standing.containers.take_answers() {

@@ -127,7 +127,7 @@ fn id_in(component: &str, parents: &[&str]) -> Option<(String, Runtime)> {
         return Some((id.to_owned(), runtime));
     }
     if !is_id(bare) {
-        return None;
+        return is_fargate_id(bare, parents).then(|| (bare.to_owned(), Runtime::Unknown));
     }
     let parent = parents.last().copied().unwrap_or_default();
     let runtime = match parent {
@@ -141,10 +141,20 @@ fn id_in(component: &str, parents: &[&str]) -> Option<(String, Runtime)> {
     Some((bare.to_owned(), runtime))
 }
 
-/// Whether it is an id as runtimes make them: 64 hexadecimal digits (32 where they are ECS's).
+/// Whether it is an id as runtimes make them: 64 hexadecimal digits.
 fn is_id(text: &str) -> bool {
-    matches!(text.len(), 64 | 32)
-        && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    text.len() == 64 && is_lower_hex(text)
+}
+
+/// Whether it is an id as Fargate makes them: `/ecs/TASK/TASK-NUMBER`.
+fn is_fargate_id(text: &str, parents: &[&str]) -> bool {
+    let parts = text.split_once('-').filter(|(task, _)| task.len() == 32 && is_lower_hex(task));
+    let is_number = |number: &str| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    parts.is_some_and(|(task, number)| is_number(number) && parents.ends_with(&["ecs", task]))
+}
+
+fn is_lower_hex(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
 /// The uid in `kubepods-burstable-pod1234_5678_….slice` or `pod1234-5678-…`.
@@ -248,6 +258,14 @@ mod tests {
     }
 
     #[test]
+    fn fargate_s_shorter_ids_are_known_by_their_place() {
+        let task = OTHER.get(..32).unwrap();
+        let place = of(&format!("/ecs/{task}/{task}-2531612879")).unwrap();
+        assert_eq!(place.id, format!("{task}-2531612879"));
+        assert_eq!(of(&format!("/other/{task}/{task}-2531612879")), None);
+    }
+
+    #[test]
     fn the_innermost_container_counts() {
         let path = "/docker/OTHER/docker/ID";
         assert_eq!(found(path).0, Runtime::Docker);
@@ -269,6 +287,7 @@ mod tests {
             "/system.slice/docker.service",
             "/docker/3858919f6064",
             "/docker/IDff",
+            "/service/d3a8291927fd1129cf3600c2f8bdb324",
             "/docker/3858919F60641AE85A47C4C211529E6392052B4B13EFF9CDF7A4D705FBA9A4ED",
             "/some/bundle",
         ] {

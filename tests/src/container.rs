@@ -51,6 +51,15 @@ impl Root {
 
 /// The libraries that the dynamic linker would load; none for a static program.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let headers = run(Command::new("readelf").arg("--program-headers").arg(program))?;
+    let interpreter =
+        headers.split_once("program interpreter: ").and_then(|(_, rest)| rest.split(']').next());
+    match interpreter {
+        None => return Ok(Vec::new()),
+        // musl's linker is its C library, and ldd is the other one's.
+        Some(path) if path.contains("ld-musl") => return Ok(vec![PathBuf::from(path)]),
+        Some(_) => {}
+    }
     let said = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
     let text = String::from_utf8_lossy(&said.stdout).into_owned();
     let words = text.split_ascii_whitespace().filter(|word| word.starts_with('/'));
@@ -136,7 +145,10 @@ impl Bundle {
         config["process"]["terminal"] = json!(false);
         config["process"]["cwd"] = json!("/");
         config["process"]["rlimits"] = json!([]);
-        config["mounts"] = json!([{ "destination": "/proc", "type": "proc", "source": "proc" }]);
+        config["mounts"] = json!([
+            { "destination": "/proc", "type": "proc", "source": "proc" },
+            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs" },
+        ]);
         if let Some(limit) = memory_bytes {
             config["linux"]["resources"]["memory"] = json!({ "limit": limit, "swap": limit });
         }

@@ -222,7 +222,7 @@ fn an_alert_is_delivered_although_the_receiver_fails_at_first_and_its_end_too() 
         "[alerts]\nwebhook = \"{url}\"\n[alerts.outstanding]\nwarning = \"150000\"\ncritical = \"250000\""
     );
     let (mut fixture, agent) = traced("svc-alert", &more)?;
-    let mut expect = |state: &str, severity: &str| -> Result<()> {
+    let expect = |state: &str, severity: &str| -> Result<()> {
         let message = messages.recv_timeout(PATIENCE).with_context(|| agent.log())?;
         ensure!(message["state"] == state && message["severity"] == severity, "{message}");
         ensure!(message["schema"] == "leaktrace.alert/1" && message["comm"] == "svc-alert", "{message}");

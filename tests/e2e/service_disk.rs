@@ -20,7 +20,10 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn of_reason(folder: &Path, reason: &str) -> Result<Vec<PathBuf>> {
-    let named = |path: &PathBuf| path.to_string_lossy().contains(&format!("-{reason}"));
+    let named = |path: &PathBuf| {
+        let name = path.to_string_lossy();
+        name.ends_with(".pb.gz") && name.contains(&format!("-{reason}"))
+    };
     Ok(files(folder)?.into_iter().filter(named).collect())
 }
 

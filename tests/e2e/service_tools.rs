@@ -150,14 +150,19 @@ fn every_expression_of_the_dashboard_has_data_in_a_prometheus_that_scrapes() -> 
 struct Limited(PathBuf);
 
 impl Limited {
+    /// Where the memory controller is: in a hierarchy of its own (version 1), or in the one of all (version 2).
     fn new() -> Result<Limited> {
-        let unified = PathBuf::from("/sys/fs/cgroup/unified");
-        let mount = if unified.is_dir() { unified } else { PathBuf::from("/sys/fs/cgroup") };
+        let old = PathBuf::from("/sys/fs/cgroup/memory");
+        let (mount, file) = if old.is_dir() {
+            (old, "memory.limit_in_bytes")
+        } else {
+            (PathBuf::from("/sys/fs/cgroup"), "memory.max")
+        };
         let _ = fs::write(mount.join("cgroup.subtree_control"), "+memory");
         let folder = mount.join(format!("leaktrace-test-{}", std::process::id()));
         fs::create_dir_all(&folder).with_context(|| format!("no control group {}", folder.display()))?;
         let limited = Limited(folder);
-        fs::write(limited.0.join("memory.max"), "67108864").context("no memory controller (cgroup v2)")?;
+        fs::write(limited.0.join(file), "67108864").context("the memory controller sets no limit")?;
         Ok(limited)
     }
 

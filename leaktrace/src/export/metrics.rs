@@ -324,7 +324,7 @@ fn service(page: &mut Page, view: &View) {
         view.started as f64 / 1e9,
     );
     one(
-        "leaktrace_agent_summary_timestamp_seconds",
+        "leaktrace_agent_refreshed_timestamp_seconds",
         "seconds",
         "When the last summary was made.",
         snapshot.time as f64 / 1e9,

@@ -133,7 +133,9 @@ pub fn time(name: &str, text: Option<&str>, default: WallNs) -> Result<WallNs, P
         return if seconds.abs() < 9e9 { Ok((seconds * 1e9) as WallNs) } else { Err(wrong()) };
     }
     let time: jiff::Timestamp = text.parse().map_err(|_| wrong())?;
-    WallNs::try_from(time.as_nanosecond()).map_err(|_| wrong())
+    // Times that do not fit lie before or after everything that was recorded.
+    let is_past = time < jiff::Timestamp::UNIX_EPOCH;
+    Ok(WallNs::try_from(time.as_nanosecond()).unwrap_or(if is_past { WallNs::MIN } else { WallNs::MAX }))
 }
 
 #[cfg(test)]
@@ -145,6 +147,8 @@ mod tests {
         assert_eq!(time("from", Some("1970-01-01T00:00:01Z"), 0).unwrap(), 1_000_000_000);
         assert_eq!(time("from", Some("1.5"), 0).unwrap(), 1_500_000_000);
         assert_eq!(time("from", None, 7).unwrap(), 7);
+        assert_eq!(time("from", Some("0001-01-01T00:00:00Z"), 0).unwrap(), WallNs::MIN);
+        assert_eq!(time("to", Some("9999-01-01T00:00:00Z"), 0).unwrap(), WallNs::MAX);
         for wrong in ["", "yesterday", "nan", "1e30", "9999-99-99T00:00:00Z"] {
             assert_eq!(time("from", Some(wrong), 0).unwrap_err().status(), 400, "{wrong}");
         }

@@ -94,7 +94,8 @@ fn what_costs_too_much_is_widened_then_paused_then_tried_again() -> Result<()> {
     for _ in 0..5 {
         paused.push(round(&mut fixture)?);
     }
-    let (traced, paused) = (median(times), median(paused));
+    // The first rounds were traced for sure; the last ones, much faster, may not have been.
+    let (traced, paused) = (median(times.into_iter().take(5).collect()), median(paused));
     ensure!(traced > 3.0 * paused, "{traced} ns a pair while traced, {paused} ns while paused");
 
     // At rest it costs nothing, so that it stays watched.
@@ -103,7 +104,7 @@ fn what_costs_too_much_is_widened_then_paused_then_tried_again() -> Result<()> {
         if state(target) == "paused" { Err(format!("{:?}", target.overhead)) } else { Ok(()) }
     })?;
     let seen = target(&report, pid)?;
-    ensure!(seen.overhead.as_ref().is_some_and(|overhead| overhead.paused_ns >= 7_000_000_000), "{seen:?}");
+    ensure!(seen.overhead.as_ref().is_some_and(|overhead| overhead.paused_ns >= 6_000_000_000), "{seen:?}");
     ensure!(seen.unverified_bytes > 0, "what was not watched is not marked any more");
     nothing_is_held_against_it(seen)?;
     let probes = proc::damaged_text(pid)?;

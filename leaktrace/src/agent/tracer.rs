@@ -87,6 +87,8 @@ pub struct Tracer {
     tally_of_gone: Tally,
     calls: Vec<CallView>,
     decisions: Vec<EventView>,
+    /// Probes that are being taken out, by process.
+    detaching: HashMap<u32, std::thread::JoinHandle<()>>,
     notes: Vec<String>,
     since: WallNs,
     host: String,
@@ -159,6 +161,7 @@ impl Tracer {
             tally_of_gone: Tally::ZERO,
             calls: Vec::new(),
             decisions: Vec::new(),
+            detaching: HashMap::new(),
             notes,
             since: clock::wall_ns(),
             host: host_name(),
@@ -760,6 +763,7 @@ impl Tracer {
             self.maps.stop(*pid);
             target.attached.values_mut().for_each(|attached| attached.links = Default::default());
         }
+        self.finish_detaching();
         self.drain();
     }
 

@@ -8,6 +8,7 @@ use crate::{
         governor::{Action, Decision, Reading},
         meter::Counts,
     },
+    attach::links::Links,
     discover::{memory, process},
     model::{
         events::{EventKind, EventView},
@@ -15,6 +16,8 @@ use crate::{
     },
 };
 
+/// A kernel program may still run for this long after it was told not to record.
+const IN_FLIGHT_NS: u64 = 1_000_000;
 /// Decisions kept until the next snapshot.
 const MAX_DECISIONS: usize = 1000;
 
@@ -76,11 +79,11 @@ impl Tracer {
             }
             Action::Pause => {
                 target.care.recording = Recording::Paused;
+                target.care.paused_since_ns = Some(clock::boot_ns());
                 self.tell_kernel(target);
-                detach(target);
-                let now_ns = clock::boot_ns();
-                target.care.paused_since_ns = Some(now_ns);
-                target.care.unverified_before_ns = now_ns;
+                // A program that had begun may have recorded one more block.
+                target.care.unverified_before_ns = clock::boot_ns().saturating_add(IN_FLIGHT_NS);
+                self.detach_aside(target);
                 // What was seen to grow is not known to be there any more.
                 target.history = History::default();
             }
@@ -92,10 +95,36 @@ impl Tracer {
                 target.care.meter.forget();
                 target.history = History::default();
                 target.attached.clear();
+                // Two probes in one place would see every call twice.
+                self.wait_for_detaching(target.pid());
                 self.tell_kernel(target);
                 self.look(target);
                 self.probe(target);
             }
+        }
+    }
+
+    /// Detaches without waiting for it: under load the kernel may take seconds, while the rings fill.
+    fn detach_aside(&mut self, target: &mut Tracked) {
+        let attached = target.attached.values_mut();
+        let links: Vec<Links> = attached.map(|attached| std::mem::take(&mut attached.links)).collect();
+        self.detaching.retain(|_, thread| !thread.is_finished());
+        self.detaching.insert(target.pid(), std::thread::spawn(move || drop(links)));
+    }
+
+    fn wait_for_detaching(&mut self, pid: u32) {
+        if let Some(thread) = self.detaching.remove(&pid)
+            && thread.join().is_err()
+        {
+            tracing::error!(pid, "detaching failed");
+        }
+    }
+
+    /// Waits until no probe is left that was to go.
+    pub(super) fn finish_detaching(&mut self) {
+        let pids: Vec<u32> = self.detaching.keys().copied().collect();
+        for pid in pids {
+            self.wait_for_detaching(pid);
         }
     }
 

@@ -1,12 +1,14 @@
-//! Growth mode: memory is watched, and nothing is put into the process.
+//! Growth mode: memory is watched, and nothing is put into the process; with --auto, not until it keeps growing.
+#![expect(clippy::print_stdout, reason = "the measured share, shown with --nocapture or when it fails")]
 use anyhow::{Context, Result, ensure};
 use leaktrace_tests::{
     compile::{self, Build},
     fixture::Fixture,
     leaktrace::Leaktrace,
     proc,
-    report::Target,
+    report::{Report, Target},
 };
+use std::time::Instant;
 
 const FLAGS: [&str; 4] = ["--mode", "growth", "--interval", "500ms"];
 /// Summaries in which a process that does not grow is watched: growth is told after 5 s.
@@ -89,4 +91,109 @@ fn a_process_without_an_allocator_is_no_error() -> Result<()> {
     child.kill()?;
     child.wait()?;
     Ok(())
+}
+
+#[test]
+fn what_keeps_growing_is_sampled_for_a_while_and_what_does_not_is_left_alone() -> Result<()> {
+    let (grower, steady) = (start("65536", &[])?, start("65536", &["clean"])?);
+    let (pid, other) = (grower.pid().to_string(), steady.pid().to_string());
+    let mut words =
+        vec!["attach", "--auto", "-p", &pid, "-p", &other, "--format", "json", "--interval", "300ms"];
+    words.extend([
+        "--auto-growth",
+        "1M",
+        "--auto-after",
+        "3s",
+        "--auto-duration",
+        "4s",
+        "--auto-targets",
+        "1",
+    ]);
+    words.extend(["--sample-interval", "4k"]);
+    let mut leaktrace = Leaktrace::spawn(&words)?;
+    let first = leaktrace.next_report()?.context("leaktrace ended")?;
+    ensure!(first.targets.is_empty(), "something is traced from the start");
+    let mut steps = Vec::new();
+    let mut saw_site = false;
+    let mut follow = |report: &Report| -> Result<(), String> {
+        steps.extend(report.events.iter().map(|event| (event.pid, event.kind.clone(), event.reason.clone())));
+        let target = report.target(grower.pid());
+        saw_site |= target.is_some_and(|target| target.sites.iter().any(|site| site.has("grow_by")));
+        match report.target(steady.pid()) {
+            Some(_) => Err("the steady process is traced".to_owned()),
+            None if steps.iter().any(|(_, kind, _)| kind == "auto_stopped") => Ok(()),
+            None => Err(format!("{steps:?}")),
+        }
+    };
+    leaktrace.until("the grower was sampled", &mut follow)?;
+    ensure!(saw_site, "no site of the grower was seen");
+    let kinds: Vec<_> = steps.iter().map(|(pid, kind, _)| (*pid, kind.as_str())).collect();
+    ensure!(kinds == [(grower.pid(), "auto_started"), (grower.pid(), "auto_stopped")], "{steps:?}");
+    ensure!(steps.iter().any(|(_, _, reason)| reason.contains("anonymous memory grew by")), "{steps:?}");
+    let after = leaktrace.next_report()?.context("leaktrace ended")?;
+    ensure!(after.targets.is_empty(), "it is still traced");
+    let watched = after.watched.context("nothing is watched")?;
+    ensure!(watched.processes == 2 && watched.unwatched == 0, "{watched:?}");
+    ensure!(watched.fastest.first().is_some_and(|process| process.pid == grower.pid()), "{watched:?}");
+    let probes = proc::damaged_text(grower.pid())?;
+    ensure!(probes.is_empty(), "probes in its text: {probes:?}");
+    leaktrace.interrupt()?;
+    ensure!(grower.release()?.success() && steady.release()?.success(), "a fixture did not survive");
+    Ok(())
+}
+
+/// Sleeping processes of the next test.
+const SLEEPERS: usize = 500;
+/// What watching them may cost: a hundredth of a core in a release build; this may be a debug build.
+const MOST_SHARE: f64 = 0.03;
+
+#[test]
+fn watching_five_hundred_processes_costs_next_to_nothing() -> Result<()> {
+    let mut sleepers = Sleepers::start(SLEEPERS)?;
+    let words = ["attach", "--auto", "--mode", "growth", "--format", "json", "--interval", "5s"];
+    let mut leaktrace = Leaktrace::spawn(&words)?;
+    leaktrace.next_report()?.context("leaktrace ended")?;
+    let (began, before) = (Instant::now(), proc::cpu_time(leaktrace.pid())?);
+    let mut last = None;
+    for _ in 0..4 {
+        last = leaktrace.next_report()?;
+    }
+    let used = proc::cpu_time(leaktrace.pid())?.saturating_sub(before);
+    let share = used.as_secs_f64() / began.elapsed().as_secs_f64();
+    let watched = last.and_then(|report| report.watched).context("nothing is watched")?;
+    println!("{} processes: {:.2} % of a core", watched.processes, share * 100.0);
+    ensure!(watched.processes as usize >= SLEEPERS && watched.unwatched == 0, "{watched:?}");
+    ensure!(share < MOST_SHARE, "{used:?} of processor time is {share}");
+    leaktrace.interrupt()?;
+    sleepers.end()
+}
+
+/// Processes that do nothing; they are killed when this is dropped.
+struct Sleepers(Vec<std::process::Child>);
+
+impl Sleepers {
+    fn start(count: usize) -> Result<Sleepers> {
+        let mut sleepers = Sleepers(Vec::new());
+        for _ in 0..count {
+            sleepers.0.push(std::process::Command::new("sleep").arg("1000").spawn()?);
+        }
+        Ok(sleepers)
+    }
+
+    fn end(&mut self) -> Result<()> {
+        for mut child in self.0.drain(..) {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Sleepers {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
 }

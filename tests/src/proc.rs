@@ -1,6 +1,6 @@
 //! Facts from /proc that scenarios check: whether a program's text is as its files have it, memory, children.
 use anyhow::{Context, Result};
-use std::{fs, os::unix::fs::FileExt, path::Path};
+use std::{fs, os::unix::fs::FileExt, path::Path, time::Duration};
 
 /// Places in the text of a process that differ from the mapped files: breakpoints that were left behind. Each as
 /// `file+offset`, at most a few for each file.
@@ -73,6 +73,15 @@ pub fn status_bytes(pid: u32, field: &str) -> Result<u64> {
         .and_then(|(_, value)| value.trim().strip_suffix(" kB"))
         .with_context(|| format!("no {field} in the status of process {pid}"))?;
     Ok(value.trim().parse::<u64>().with_context(|| format!("{field} is {value:?}"))? * 1024)
+}
+
+/// Processor time that a process has used, good to 10 ms.
+pub fn cpu_time(pid: u32) -> Result<Duration> {
+    let text =
+        fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("no process {pid}"))?;
+    let fields = text.rsplit_once(')').context("no name in stat")?.1;
+    let ticks = fields.split_ascii_whitespace().skip(11).take(2).filter_map(|word| word.parse::<u64>().ok());
+    Ok(Duration::from_millis(10 * ticks.sum::<u64>()))
 }
 
 /// The children of a process.

@@ -7,6 +7,7 @@ pub mod diagnose;
 pub mod examine;
 pub mod functions;
 pub mod governor;
+pub mod growth;
 pub mod http;
 pub mod launch;
 pub mod listing;

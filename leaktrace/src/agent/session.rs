@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use super::{
+    growth::watch::Watch,
     launch::{Held, Launched, Notice},
     tracer::Tracer,
 };
@@ -62,6 +63,7 @@ enum Event {
     Ring,
     Tick,
     Check,
+    Look,
     Deadline,
     Notice(Option<Notice>),
     Interrupted(i32),
@@ -71,6 +73,7 @@ enum Event {
 pub struct Session<'a, R> {
     tracer: &'a mut Tracer,
     launched: Option<Launched>,
+    watch: Option<Watch>,
     schedule: Schedule,
     report: &'a mut R,
     outcome: Outcome,
@@ -155,12 +158,19 @@ impl<'a, R: Report> Session<'a, R> {
         Session {
             tracer,
             launched,
+            watch: None,
             schedule,
             report,
             outcome: Outcome::default(),
             summaries: 0,
             was_interrupted: false,
         }
+    }
+
+    /// Watches other processes as well, and goes on without targets.
+    pub fn watching(mut self, watch: Option<Watch>) -> Session<'a, R> {
+        self.watch = watch;
+        self
     }
 
     /// Runs until the targets are gone, the schedule is over or a signal comes; the last summary is complete.
@@ -176,6 +186,9 @@ impl<'a, R: Report> Session<'a, R> {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut checks = interval_at(start + CHECK, CHECK);
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let look = self.watch.as_ref().map_or(Duration::from_secs(86_400), Watch::period);
+        let mut looks = interval_at(start, look);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let deadline = start + self.schedule.duration.unwrap_or(Duration::from_secs(86_400 * 365));
         loop {
             let event = tokio::select! {
@@ -185,6 +198,7 @@ impl<'a, R: Report> Session<'a, R> {
                 () = sleep_until(deadline) => Event::Deadline,
                 _ = ticks.tick() => Event::Tick,
                 _ = checks.tick() => Event::Check,
+                _ = looks.tick() => Event::Look,
                 () = rings.readable() => Event::Ring,
             };
             match self.handle(event) {
@@ -209,8 +223,10 @@ impl<'a, R: Report> Session<'a, R> {
             Event::Ring => {
                 self.tracer.drain();
                 self.report_calls()?;
-                let goes_on =
-                    self.launched.is_some() || self.tracer.target_count() > 0 || self.tracer.waits();
+                let goes_on = self.launched.is_some()
+                    || self.watch.is_some()
+                    || self.tracer.target_count() > 0
+                    || self.tracer.waits();
                 // What is known of a target that was killed for lack of memory may be all that is left of this host.
                 if self.tracer.take_urgent() && goes_on && self.schedule.interval.is_some() {
                     self.summarize(false)?;
@@ -230,6 +246,7 @@ impl<'a, R: Report> Session<'a, R> {
                 self.tracer.govern();
                 Ok(true)
             }
+            Event::Look => Ok(self.watch.as_mut().is_none_or(|watch| watch.look(self.tracer))),
             Event::Deadline => Ok(false),
             Event::Notice(notice) => Ok(self.noticed(notice)),
             Event::Interrupted(number) => Ok(self.interrupted(number)),
@@ -302,7 +319,8 @@ impl<'a, R: Report> Session<'a, R> {
 
     fn summarize(&mut self, last: bool) -> io::Result<()> {
         self.report_calls()?;
-        let snapshot = self.tracer.snapshot(last);
+        let mut snapshot = self.tracer.snapshot(last);
+        snapshot.watched = self.watch.as_ref().map(Watch::view);
         self.summaries += 1;
         self.outcome.held_at_exit_bytes += snapshot.targets.iter().map(held_at_exit).sum::<u64>();
         self.report.snapshot(&snapshot)

@@ -12,7 +12,8 @@ use super::{
     units,
 };
 use crate::{
-    agent::governor::GovernorOptions,
+    agent::{governor::GovernorOptions, growth::pilot::AutoOptions},
+    analyse::memory_growth::GrowthRule,
     discover::selector::Selector,
     model::sites::{Order, Selection},
 };
@@ -154,6 +155,9 @@ pub struct AttachArgs {
     /// How many of them.
     #[command(flatten)]
     pub bounds: BoundArgs,
+    /// What to watch and sample by itself.
+    #[command(flatten)]
+    pub auto: AutoArgs,
     /// How to trace.
     #[command(flatten)]
     pub trace: TraceArgs,
@@ -163,6 +167,44 @@ pub struct AttachArgs {
     /// Same as --count
     #[arg(value_name = "COUNT", value_parser = units::positive_count, conflicts_with = "count")]
     pub count_position: Option<u64>,
+}
+
+/// What `attach --auto` does by itself.
+#[derive(Debug, Args)]
+pub struct AutoArgs {
+    /// Watch all processes (or those given) for growth, and sample those that keep growing for a while; with --mode
+    /// growth, watch only
+    #[arg(long, conflicts_with = "trace", group = "targets", help_heading = "Watching")]
+    pub auto: bool,
+    /// How long a process is sampled
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = units::positive_duration,
+          requires = "auto", help_heading = "Watching")]
+    pub auto_duration: Duration,
+    /// How many processes are sampled at once
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=64),
+          requires = "auto", help_heading = "Watching")]
+    pub auto_targets: u8,
+    /// A process keeps growing if its anonymous memory rose by at least this much
+    #[arg(long, value_name = "BYTES", default_value = "16M", value_parser = units::size_bytes,
+          requires = "auto", help_heading = "Watching")]
+    pub auto_growth: u64,
+    /// for at least this long
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = units::positive_duration,
+          requires = "auto", help_heading = "Watching")]
+    pub auto_after: Duration,
+}
+
+impl AutoArgs {
+    /// The same for the agent; `samples` is false where memory is all that is watched.
+    pub fn options(&self, samples: bool) -> AutoOptions {
+        let rule = GrowthRule {
+            min_growth_bytes: self.auto_growth,
+            min_duration_ns: u64::try_from(self.auto_after.as_nanos()).unwrap_or(u64::MAX),
+            ..GrowthRule::AUTO
+        };
+        let targets = if samples { usize::from(self.auto_targets) } else { 0 };
+        AutoOptions { rule, duration: self.auto_duration, targets }
+    }
 }
 
 /// Arguments of `snapshot`.

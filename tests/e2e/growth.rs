@@ -1,5 +1,4 @@
 //! Growth mode: memory is watched, and nothing is put into the process; with --auto, not until it keeps growing.
-#![expect(clippy::print_stdout, reason = "the measured share, shown with --nocapture or when it fails")]
 use anyhow::{Context, Result, ensure};
 use leaktrace_tests::{
     compile::{self, Build},

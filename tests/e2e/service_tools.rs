@@ -218,6 +218,24 @@ fn go_tool_pprof_reads_the_heap_of_a_running_agent() -> Result<()> {
 }
 
 #[test]
+fn a_snapshot_is_had_from_a_running_agent() -> Result<()> {
+    let (fixture, agent) = traced("svc-asked")?;
+    let pid = fixture.pid().to_string();
+    let file = agent.folder().join("asked.pb.gz");
+    let file = file.to_string_lossy();
+    let words = ["snapshot", "--agent", agent.address(), "-p", &pid, "-o", &file];
+    well("leaktrace snapshot --agent", &leaktrace_tests::leaktrace::output(&words)?)?;
+    let report = leaktrace_tests::leaktrace::output(&["report", &file, "--format", "json"])?;
+    let report: serde_json::Value = serde_json::from_slice(&report.stdout)?;
+    ensure!(report["targets"][0]["outstanding_bytes"] == 100_000, "{report}");
+    let words = ["snapshot", "--agent", agent.address(), "-p", "1", "-o", &file];
+    let refused = leaktrace_tests::leaktrace::output(&words)?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(!refused.status.success() && said.contains("does not trace process 1"), "{said}");
+    Ok(())
+}
+
+#[test]
 fn the_shipped_rules_pass_their_tests() -> Result<()> {
     let folder = root().join("packaging/prometheus");
     let mut command = Command::new("promtool");

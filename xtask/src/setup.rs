@@ -1,6 +1,7 @@
 //! `cargo xtask setup`: makes sure that the kernel side can be built, and writes down with what. Finding and
-//! trying toolchains is `toolchain`'s part, installing packages `packages`'.
+//! trying toolchains is `toolchain`'s part, installing packages `packages`', the program that Debian lacks `python`'s.
 mod packages;
+mod python;
 mod toolchain;
 
 use crate::command;
@@ -51,6 +52,7 @@ pub(crate) fn run(tests: bool) -> Result<()> {
     kernel_side()?;
     if tests {
         packages::install("the tests", DEBIAN_TESTS)?;
+        python::install()?;
     }
     Ok(())
 }

@@ -103,6 +103,7 @@ const ATTACH_EXAMPLES: &str = "Examples:
 const SNAPSHOT_EXAMPLES: &str = "Examples:
   leaktrace snapshot -p 1234                          watch for 10 s, print the file's name
   leaktrace snapshot -p 1234 -d 5m -o leaks.pb.gz     watch for 5 minutes
+  leaktrace snapshot --agent http://127.0.0.1:9464    what a running agent holds now
   leaktrace report leaks.pb.gz                        show it, here or elsewhere
   go tool pprof -top leaks.pb.gz                      it is a pprof profile
 
@@ -216,7 +217,11 @@ impl AutoArgs {
 #[command(mut_arg("count", |arg| arg.hide(true)))]
 #[command(mut_arg("trace", |arg| arg.hide(true)))]
 #[command(mut_arg("snapshot", |arg| arg.hide(true)))]
+#[command(mut_group("targets", |group| group.required(false)))]
 pub struct SnapshotArgs {
+    /// Ask this running agent, http://HOST:PORT or unix:/PATH, for what it holds now, of all its targets or of -p
+    #[arg(long, value_name = "URL", help_heading = "Which processes")]
+    pub agent: Option<String>,
     /// Which processes.
     #[command(flatten)]
     pub targets: TargetArgs,

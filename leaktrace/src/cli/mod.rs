@@ -16,6 +16,7 @@ pub mod file_args;
 mod files;
 mod output;
 mod ps;
+mod remote;
 mod report;
 mod run;
 mod snapshot;

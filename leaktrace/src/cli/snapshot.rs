@@ -7,7 +7,7 @@ use super::{
     args::{ModeArg, SnapshotArgs},
     files::{self, WithFile},
     output::{Output, Stream},
-    trace,
+    remote, trace,
 };
 use crate::agent::{
     session::{Schedule, Session},
@@ -33,6 +33,12 @@ pub(super) async fn snapshot(args: &SnapshotArgs) -> Result<u8> {
     }
     if args.trace.snapshot.is_some() {
         bail!("--snapshot is attach's: say -o FILE");
+    }
+    if let Some(address) = &args.agent {
+        return of_agent(args, address);
+    }
+    if !args.targets.has_selectors() && args.targets.pids.is_empty() {
+        bail!("say which processes (-p PID, --container NAME, …), or which agent to ask (--agent URL)");
     }
     trace::check_pid_namespace()?;
     let orders = args.targets.orders(&args.bounds)?;
@@ -63,5 +69,19 @@ pub(super) async fn snapshot(args: &SnapshotArgs) -> Result<u8> {
             Session::new(&mut tracer, None, schedule, &mut report).run().await
         })
         .await?;
+    super::print(format!("{}\n", path.display()).as_bytes())
+}
+
+/// What a running agent holds; it has been watching already.
+fn of_agent(args: &SnapshotArgs, address: &str) -> Result<u8> {
+    if args.targets.has_selectors() || args.trace.duration.is_some() {
+        bail!("an agent is asked for what it holds now: --agent goes with -p and -o only");
+    }
+    let path = match &args.trace.output {
+        Some(path) => path.clone(),
+        None => args.targets.file_name(),
+    };
+    files::check_folder(&path)?;
+    remote::snapshot(address, &args.targets.pids, &path)?;
     super::print(format!("{}\n", path.display()).as_bytes())
 }

@@ -10,7 +10,7 @@ use leaktrace_common::counter::{Class, Counter};
 use crate::model::{
     service::{MemoryLimit, Severity, View, Work, key},
     site_id::base_name,
-    snapshot::{Mode, SiteKind, SiteView, TargetView, Totals},
+    snapshot::{ContainerView, Mode, SiteKind, SiteView, TargetView, Totals},
 };
 
 /// The formats.
@@ -143,9 +143,11 @@ impl<'a> Labels<'a> {
         Labels { pid: target.pid.to_string(), target }
     }
 
-    /// The container comes from the target once targets carry it; until then it is empty, which is no label.
+    /// An empty container is none.
     fn with<'b>(&'b self, more: &[(&'b str, &'b str)]) -> Vec<(&'b str, &'b str)> {
-        let mut labels = vec![("pid", self.pid.as_str()), ("comm", &self.target.comm), ("container", "")];
+        let container = self.target.container.as_ref().map_or("", ContainerView::label);
+        let mut labels =
+            vec![("pid", self.pid.as_str()), ("comm", &self.target.comm), ("container", container)];
         labels.extend_from_slice(more);
         labels
     }
@@ -192,6 +194,12 @@ fn targets(page: &mut Page, view: &View) {
         "",
         "Growth of the outstanding bytes over the window of alerts.growth_window.",
         &|target| view.growth.get(&key(target)).copied(),
+    );
+    gauge(
+        "leaktrace_target_overhead_ratio",
+        "ratio",
+        "Share of one core that tracing costs the target, estimated.",
+        &|target| target.overhead.as_ref().map(|overhead| overhead.estimated_share),
     );
     let limit = |target: &TargetView| view.limits.get(&key(target)).copied();
     gauge("leaktrace_target_memory_limit_bytes", "bytes", "Memory limit of its cgroup.", &|target| {

@@ -98,6 +98,11 @@ impl Pilot {
         self.rest(pid, now_ns);
     }
 
+    /// The processes that are sampled now.
+    pub fn pids(&self) -> Vec<u32> {
+        self.sampled.keys().copied().collect()
+    }
+
     /// How many are sampled now.
     pub fn sampled(&self) -> usize {
         self.sampled.len()

@@ -88,8 +88,17 @@ impl Watch {
         self.watched.is_standing() || !self.watcher.is_empty() || tracer.target_count() > 0
     }
 
+    /// Stops sampling what it started to sample.
+    pub fn end(&mut self, tracer: &mut Tracer) {
+        for pid in self.pilot.pids() {
+            tracer.remove(pid);
+        }
+    }
+
     fn take(&mut self, step: Step, tracer: &mut Tracer, now_ns: u64) {
         match step {
+            // Somebody else asked for it, and goes on to.
+            Step::Start { pid, .. } if tracer.is_traced(pid) => self.pilot.failed(pid, now_ns),
             Step::Start { pid, reason } => match tracer.add(pid, None, false) {
                 Ok(()) => tracer.note_event(pid, &process::name(pid), EventKind::AutoStarted, reason),
                 Err(error) => {

@@ -1,6 +1,6 @@
 //! Looks at the memory of processes: one read of an open file for each. Which processes there are is told by the caller.
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, hash_map::Entry},
     io,
 };
 
@@ -20,6 +20,17 @@ struct Watched {
     rss_bytes: u64,
     anonymous_bytes: u64,
     series: MemorySeries,
+}
+
+impl Watched {
+    fn open(pid: u32) -> io::Result<Watched> {
+        let statm = Statm::open(pid)?;
+        Ok(Watched { statm, rss_bytes: 0, anonymous_bytes: 0, series: MemorySeries::default() })
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
 /// All processes that are watched.
@@ -61,22 +72,16 @@ impl Watcher {
             *left -= 1;
             return;
         }
-        if !self.processes.contains_key(&pid) {
-            match Statm::open(pid) {
-                Ok(statm) => {
-                    let watched =
-                        Watched { statm, rss_bytes: 0, anonymous_bytes: 0, series: MemorySeries::default() };
-                    self.processes.insert(pid, watched);
-                }
+        let process = match self.processes.entry(pid) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => match Watched::open(pid) {
+                Ok(new) => place.insert(new),
                 Err(error) => {
-                    let is_gone =
-                        error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH);
-                    self.unwatched += u64::from(!is_gone);
+                    self.unwatched += u64::from(!is_gone(&error));
                     return;
                 }
-            }
-        }
-        let Some(process) = self.processes.get_mut(&pid) else { return };
+            },
+        };
         match process.statm.read(self.page_bytes) {
             Some((rss_bytes, anonymous_bytes)) => {
                 process.rss_bytes = rss_bytes;

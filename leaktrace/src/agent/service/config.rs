@@ -11,9 +11,15 @@ use std::{
 use leaktrace_common::sample::MAX_INTERVAL_BYTES;
 use serde::Deserialize;
 
-use super::{
-    targets::Selector,
-    values::{Count, Size, Span},
+use super::values::{Count, Share, Size, Span};
+use crate::{
+    agent::{
+        governor::GovernorOptions,
+        growth::pilot::AutoOptions,
+        orders::{MOST_TARGETS, Orders},
+    },
+    analyse::memory_growth::GrowthRule,
+    discover::selector::Selector,
 };
 
 /// Where the configuration is looked for when no file is named.
@@ -27,6 +33,10 @@ const MAX_BYTES: u64 = 1 << 20;
 pub struct Config {
     /// Which processes to trace: standing orders.
     pub targets: Vec<Selector>,
+    /// Which of these not.
+    pub exclude: Vec<Selector>,
+    /// Which processes to watch for growth, and to sample while they grow.
+    pub auto: Auto,
     /// How allocations are recorded and how often summaries are made.
     pub trace: Trace,
     /// The HTTP API.
@@ -50,6 +60,61 @@ pub enum ModeName {
     /// By Poisson sampling.
     #[default]
     Sampled,
+    /// Not at all: memory is watched, and mappings.
+    Growth,
+}
+
+/// Section `auto`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Auto {
+    /// Which processes to watch.
+    pub watch: Vec<Selector>,
+    /// Which of these not.
+    pub exclude: Vec<Selector>,
+    /// A process keeps growing if its anonymous memory rose by at least this much
+    pub growth: Size,
+    /// for at least this long.
+    pub after: Span,
+    /// How long it is sampled.
+    pub duration: Span,
+    /// How many are sampled at once.
+    pub targets: Count,
+}
+
+impl Default for Auto {
+    fn default() -> Auto {
+        let rule = GrowthRule::AUTO;
+        Auto {
+            watch: Vec::new(),
+            exclude: Vec::new(),
+            growth: Size(rule.min_growth_bytes),
+            after: Span(Duration::from_nanos(rule.min_duration_ns)),
+            duration: Span::seconds(300),
+            targets: Count(3),
+        }
+    }
+}
+
+impl Auto {
+    /// The same for the watch.
+    pub fn options(&self) -> AutoOptions {
+        let rule = GrowthRule {
+            min_growth_bytes: self.growth.0,
+            min_duration_ns: self.after.ns(),
+            ..GrowthRule::AUTO
+        };
+        AutoOptions {
+            rule,
+            duration: self.duration.0,
+            targets: usize::try_from(self.targets.0).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Which processes are watched.
+    pub fn orders(&self) -> Orders {
+        Orders { selectors: self.watch.clone(), exclude: self.exclude.clone(), max_targets: usize::MAX }
+    }
 }
 
 /// Section `trace`.
@@ -70,8 +135,25 @@ pub struct Trace {
     pub max_sites: Count,
     /// Call stacks of each target in answers and between snapshot files; files have all.
     pub top: Count,
+    /// What tracing may cost each target.
+    pub max_overhead: Option<Share>,
     /// Further directories with separate debug files.
     pub debug_dirs: Vec<PathBuf>,
+    /// Servers with separate debug files.
+    pub debuginfod: Vec<String>,
+}
+
+impl Trace {
+    /// What bounds the cost of each target: a budget that was chosen, or else the usual one for samples.
+    pub fn governor(&self) -> Option<GovernorOptions> {
+        match (self.mode, self.max_overhead) {
+            (ModeName::Growth, _) => None,
+            (_, Some(Share(share))) => (share > 0.0).then(|| GovernorOptions::new(share, true)),
+            (mode, None) => {
+                Some(GovernorOptions::new(GovernorOptions::DEFAULT_BUDGET_SHARE, mode == ModeName::Sampled))
+            }
+        }
+    }
 }
 
 impl Default for Trace {
@@ -81,10 +163,12 @@ impl Default for Trace {
             sample_interval: Size(512 << 10),
             interval: Span::seconds(5),
             follow: true,
-            max_blocks: Count(1_000_000),
+            max_blocks: Count(100_000),
             max_sites: Count(64_000),
             top: Count(100),
+            max_overhead: None,
             debug_dirs: Vec::new(),
+            debuginfod: Vec::new(),
         }
     }
 }
@@ -197,6 +281,8 @@ pub struct Snapshots {
     pub cron: Vec<String>,
     /// When a target ends that held memory.
     pub on_exit: bool,
+    /// When the kernel kills a target for lack of memory.
+    pub on_oom: bool,
     /// When a target has grown by this since the last file.
     pub on_growth: Option<Size>,
     /// When a target uses this share of its memory limit.
@@ -214,6 +300,7 @@ impl Default for Snapshots {
             every: None,
             cron: Vec::new(),
             on_exit: false,
+            on_oom: false,
             on_growth: None,
             on_memory_limit: None,
             min_gap: Span::seconds(30),
@@ -409,10 +496,20 @@ impl Config {
         )?;
         demand((1..=10_000_000).contains(&trace.max_sites.0), "trace.max_sites: from 1 to 10M")?;
         demand((1..=10_000).contains(&trace.top.0), "trace.top: from 1 to 10000")?;
+        demand(self.auto.after.0 >= Duration::from_secs(1), "auto.after: at least 1s")?;
+        demand(self.auto.duration.0 >= Duration::from_secs(1), "auto.duration: at least 1s")?;
+        demand(self.auto.targets.0 <= 64, "auto.targets: at most 64")?;
+        demand(
+            self.auto.watch.is_empty() || trace.mode == ModeName::Sampled,
+            "auto.watch: needs trace.mode = \"sampled\"",
+        )?;
         self.check_http()?;
         self.check_snapshots()?;
         self.check_alerts()?;
-        demand((1..=4096).contains(&self.limits.targets.0), "limits.targets: from 1 to 4096")?;
+        demand(
+            (1..=MOST_TARGETS as u64).contains(&self.limits.targets.0),
+            &format!("limits.targets: from 1 to {MOST_TARGETS}"),
+        )?;
         demand(
             self.limits.cpu > 0.0 && self.limits.cpu <= 1024.0,
             "limits.cpu: a share of one CPU, such as 0.5",
@@ -464,6 +561,7 @@ impl Config {
         let asks = snapshots.every.is_some()
             || !snapshots.cron.is_empty()
             || snapshots.on_exit
+            || snapshots.on_oom
             || snapshots.on_growth.is_some()
             || snapshots.on_memory_limit.is_some();
         demand(

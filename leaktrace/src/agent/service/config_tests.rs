@@ -21,9 +21,18 @@ fn the_shipped_example_says_the_defaults_and_every_key() {
         })
         .collect();
     let table: toml::Table = uncommented.parse().unwrap();
-    for section in
-        ["", "trace", "http", "snapshots", "snapshots.keep", "alerts", "alerts.outstanding", "log", "limits"]
-    {
+    for section in [
+        "",
+        "auto",
+        "trace",
+        "http",
+        "snapshots",
+        "snapshots.keep",
+        "alerts",
+        "alerts.outstanding",
+        "log",
+        "limits",
+    ] {
         let text = if section.is_empty() { "zzz = 1".to_owned() } else { format!("[{section}]\nzzz = 1") };
         let raw = toml::from_str::<Config>(&text).unwrap_err().message().to_owned();
         let mut names = raw.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();

@@ -22,7 +22,6 @@ pub mod own;
 pub mod schedule;
 pub mod state;
 pub mod store;
-pub mod targets;
 pub mod values;
 pub mod webhook;
 pub mod writer;
@@ -34,11 +33,21 @@ use own::Meter;
 use schedule::{Schedule, Seen};
 use state::{Command, MAX_COMMANDS, Shared};
 use store::{Reason, Store};
-use targets::Orders;
 use webhook::Webhook;
 use writer::{Reply, Writer};
 
-use super::{clock, http, options::TraceOptions, session::Rings, tracer::Tracer};
+use super::{
+    clock,
+    growth::{
+        meant::Meant,
+        watch::{Watch, Watched},
+    },
+    http,
+    options::TraceOptions,
+    orders::Orders,
+    session::Rings,
+    tracer::Tracer,
+};
 use crate::{
     attach::object::Sizes,
     discover::memory_limit,
@@ -57,6 +66,8 @@ const MAX_ENDED_SHOWN: usize = 100;
 const MAX_ENDED_UNWRITTEN: usize = 1000;
 /// Alerts are evaluated at least this often, however rare summaries are.
 const EVALUATE: Duration = Duration::from_secs(5);
+/// Time between looks at what tracing costs.
+const CHECK: Duration = Duration::from_secs(1);
 /// Summaries become rarer by this factor at the most to spare the CPU.
 const MAX_STRETCH: u32 = 16;
 
@@ -67,6 +78,8 @@ pub type SetLevel = Box<dyn Fn(&str)>;
 enum Event {
     Ring,
     Tick,
+    Check,
+    Look,
     Evaluate,
     Alive,
     Command(Option<Command>),
@@ -112,7 +125,10 @@ struct Service {
     writer: Writer,
     webhook: Webhook,
     notifier: Notifier,
-    orders: Orders,
+    /// Watches for growth, where that was asked for.
+    watch: Option<Watch>,
+    /// Processes that were not traced, when they were last counted.
+    refused: u64,
     schedule: Schedule,
     evaluator: Evaluator,
     meter: Meter,
@@ -139,7 +155,8 @@ pub async fn run(config: Config, path: Option<&Path>, set_level: SetLevel) -> Re
     let mut signals = Signals::new()?;
     let store = open_store(&config)?;
     let listener = http::listen(&config.http)?;
-    let tracer = Tracer::new(trace_options(&config)?, selection(&config, false))?;
+    let mut tracer = Tracer::new(trace_options(&config)?, selection(&config, false))?;
+    tracer.follow_orders(orders(&config))?;
     let rings = Rings::of(&tracer)?;
     let started = clock::wall_ns();
     let (publish, view) = watch::channel(Arc::new(View { started, ..View::default() }));
@@ -157,7 +174,8 @@ pub async fn run(config: Config, path: Option<&Path>, set_level: SetLevel) -> Re
         writer,
         webhook,
         notifier: Notifier::new(),
-        orders: Orders::default(),
+        watch: watch(&config),
+        refused: 0,
         schedule: Schedule::default(),
         evaluator: Evaluator::default(),
         meter: Meter::new(),
@@ -175,7 +193,6 @@ pub async fn run(config: Config, path: Option<&Path>, set_level: SetLevel) -> Re
         shared: Arc::clone(&shared),
         config: Arc::clone(&config),
     };
-    service.orders.set(config.targets.clone());
     service.schedule.set(config.snapshots.clone(), started);
     service.tick();
     let server = listener.map(|listener| listener.start(Arc::clone(&shared))).transpose()?;
@@ -193,18 +210,33 @@ impl Service {
         let mut next_evaluation = Instant::now() + EVALUATE;
         let alive = self.notifier.period().unwrap_or(Duration::from_secs(3600));
         let mut next_alive = Instant::now();
+        let mut next_check = Instant::now() + CHECK;
+        let mut next_look = Instant::now();
         loop {
             let event = tokio::select! {
                 biased;
                 number = signals.next() => Event::Signal(number),
                 () = sleep_until(next_alive) => Event::Alive,
+                () = sleep_until(next_check) => Event::Check,
+                () = sleep_until(next_look) => Event::Look,
                 () = sleep_until(next_tick) => Event::Tick,
                 () = sleep_until(next_evaluation) => Event::Evaluate,
                 command = asked.recv() => Event::Command(command),
                 () = rings.readable() => Event::Ring,
             };
             match event {
-                Event::Ring => self.tracer.drain(),
+                Event::Ring => {
+                    self.tracer.drain();
+                    // What is known of a target that was killed for lack of memory may be all that is left.
+                    if self.tracer.take_urgent() {
+                        next_tick = Instant::now();
+                    }
+                }
+                Event::Check => {
+                    self.tracer.govern();
+                    next_check = Instant::now() + CHECK;
+                }
+                Event::Look => next_look = Instant::now() + self.look(),
                 Event::Alive => {
                     self.notifier.alive();
                     next_alive = Instant::now() + alive;
@@ -238,7 +270,7 @@ impl Service {
 
     /// A summary with all that follows from it.
     fn tick(&mut self) {
-        self.add_targets();
+        self.bound_targets();
         let now = clock::wall_ns();
         if self.shared.write_error().is_some() {
             self.schedule.ask(Reason::Retry);
@@ -246,37 +278,39 @@ impl Service {
         match self.schedule.due(now, &self.seen).filter(|_| self.shared.store().is_some()) {
             Some(reason) => self.save(reason, None),
             None => {
-                let snapshot = self.tracer.snapshot(false);
+                let mut snapshot = self.tracer.snapshot(false);
+                snapshot.watched = self.watch.as_ref().map(Watch::view);
                 self.take(Arc::new(snapshot));
             }
         }
     }
 
-    fn add_targets(&mut self) {
-        for pid in self.orders.new_matches() {
-            let limits = &self.config.limits;
-            let full = self.tracer.target_count() as u64 >= limits.targets.0
-                || self.own.map_bytes > limits.map_memory.0
-                || self.own.rss_bytes > limits.rss.0;
-            if full && !self.tracer.is_traced(pid) {
-                self.shared.counts.add(Work::TargetsRefused);
-                self.orders.offer_again(pid);
-                continue;
+    /// Looks for growth; gives the time to the next look.
+    fn look(&mut self) -> Duration {
+        match &mut self.watch {
+            Some(watch) => {
+                watch.look(&mut self.tracer);
+                watch.period()
             }
-            match self.tracer.add(pid, None, false) {
-                Ok(()) => tracing::info!(pid, target = self.tracer.describe(pid), "traced"),
-                Err(error) => {
-                    self.shared.counts.add(Work::TargetsRefused);
-                    tracing::warn!(pid, error = format!("{error:#}"), "a process is not traced");
-                }
-            }
+            None => Duration::from_secs(3600),
         }
+    }
+
+    /// Lets no target in while the agent is at its limits, and counts those that were not.
+    fn bound_targets(&mut self) {
+        let limits = &self.config.limits;
+        let is_full = self.own.map_bytes > limits.map_memory.0 || self.own.rss_bytes > limits.rss.0;
+        self.tracer.bound_targets(if is_full { 0 } else { most_targets(&self.config) });
+        let refused = self.tracer.refused();
+        self.shared.counts.add_many(Work::TargetsRefused, refused.saturating_sub(self.refused));
+        self.refused = refused;
     }
 
     /// A snapshot with all call stacks, with processes that ended since the last file.
     fn whole(&mut self) -> Arc<Snapshot> {
         self.tracer.select(selection(&self.config, true));
         let mut whole = self.tracer.snapshot(false);
+        whole.watched = self.watch.as_ref().map(Watch::view);
         self.tracer.select(selection(&self.config, false));
         let mut shown = whole.clone();
         shown.cut(Order::Bytes, selection(&self.config, false).top);
@@ -326,6 +360,9 @@ impl Service {
             } else {
                 self.shared.counts.add(Work::EndedDropped);
             }
+        }
+        for event in &snapshot.events {
+            tracing::info!(pid = event.pid, comm = event.comm, "{}", event.reason);
         }
         self.snapshot = snapshot;
         self.spare();
@@ -499,7 +536,17 @@ impl Service {
             }
         }
         let config = Arc::new(config);
-        self.orders.set(config.targets.clone());
+        if (&config.targets, &config.exclude) != (&old.targets, &old.exclude)
+            && let Err(error) = self.tracer.follow_orders(orders(&config))
+        {
+            tracing::error!(error = format!("{error:#}"), "the new targets cannot be followed");
+        }
+        if config.auto != old.auto {
+            if let Some(mut watch) = self.watch.take() {
+                watch.end(&mut self.tracer);
+            }
+            self.watch = watch(&config);
+        }
         if config.snapshots != old.snapshots {
             self.schedule.set(config.snapshots.clone(), clock::wall_ns());
         }
@@ -521,7 +568,7 @@ impl Service {
 }
 
 /// What only a start can change.
-fn fixed(old: &Config, new: &Config) -> [(&'static str, bool); 9] {
+fn fixed(old: &Config, new: &Config) -> [(&'static str, bool); 11] {
     [
         ("trace.mode", old.trace.mode != new.trace.mode),
         ("trace.sample_interval", old.trace.sample_interval != new.trace.sample_interval),
@@ -529,6 +576,8 @@ fn fixed(old: &Config, new: &Config) -> [(&'static str, bool); 9] {
         ("trace.max_blocks", old.trace.max_blocks != new.trace.max_blocks),
         ("trace.max_sites", old.trace.max_sites != new.trace.max_sites),
         ("trace.debug_dirs", old.trace.debug_dirs != new.trace.debug_dirs),
+        ("trace.debuginfod", old.trace.debuginfod != new.trace.debuginfod),
+        ("trace.max_overhead", old.trace.max_overhead != new.trace.max_overhead),
         (
             "http.enabled or http.listen",
             (old.http.enabled, &old.http.listen) != (new.http.enabled, &new.http.listen),
@@ -543,17 +592,41 @@ fn trace_options(config: &Config) -> Result<TraceOptions> {
     Ok(TraceOptions {
         follow: trace.follow,
         sample_interval_bytes: match trace.mode {
-            ModeName::Exact => 0,
+            ModeName::Exact | ModeName::Growth => 0,
             ModeName::Sampled => trace.sample_interval.0,
         },
+        growth_only: trace.mode == ModeName::Growth,
+        governor: trace.governor(),
         max_blocks: u32::try_from(trace.max_blocks.0)?,
         sizes: Sizes {
-            targets: u32::try_from(config.limits.targets.0)?,
+            // Room for the children of targets, and for tables that are kept for them.
+            targets: u32::try_from(config.limits.targets.0)?.saturating_mul(2),
             sites: u32::try_from(trace.max_sites.0)?,
             ..Sizes::default()
         },
         debug_dirs: trace.debug_dirs.clone(),
+        debuginfod_urls: trace.debuginfod.clone(),
         ..TraceOptions::default()
+    })
+}
+
+fn most_targets(config: &Config) -> usize {
+    usize::try_from(config.limits.targets.0).unwrap_or(usize::MAX)
+}
+
+fn orders(config: &Config) -> Orders {
+    Orders {
+        selectors: config.targets.clone(),
+        exclude: config.exclude.clone(),
+        max_targets: most_targets(config),
+    }
+}
+
+fn watch(config: &Config) -> Option<Watch> {
+    let is_wanted = !config.auto.watch.is_empty();
+    is_wanted.then(|| {
+        let meant = Meant::new(config.auto.orders());
+        Watch::new(Watched::Meant(Box::new(meant)), config.auto.options())
     })
 }
 

@@ -45,6 +45,9 @@ impl Schedule {
 
     /// A process ended.
     pub fn ended(&mut self, target: &TargetView) {
+        if self.settings.on_oom && target.exited.is_some_and(|exited| exited.oom_killed) {
+            self.pending = Some(Reason::Oom);
+        }
         if self.settings.on_exit && target.totals.outstanding_bytes > 0 {
             self.pending.get_or_insert(Reason::Exit);
         }
@@ -120,7 +123,10 @@ fn ns(value: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::service::values::{Size, Span};
+    use crate::{
+        agent::service::values::{Size, Span},
+        model::snapshot::Exited,
+    };
 
     const SECOND: i64 = 1_000_000_000;
     const KEY: TargetKey = TargetKey { pid: 1, start_time: 0 };
@@ -176,6 +182,7 @@ mod tests {
         let settings = Snapshots {
             on_memory_limit: Some(0.8),
             on_exit: true,
+            on_oom: true,
             min_gap: Span::seconds(0),
             ..Snapshots::default()
         };
@@ -189,5 +196,8 @@ mod tests {
         target.totals.outstanding_bytes = 1;
         schedule.ended(&target);
         assert_eq!(schedule.due(4, &BTreeMap::new()), Some(Reason::Exit));
+        target.exited = Some(Exited { oom_killed: true, ..Exited::default() });
+        schedule.ended(&target);
+        assert_eq!(schedule.due(5, &BTreeMap::new()), Some(Reason::Oom));
     }
 }

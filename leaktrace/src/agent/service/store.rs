@@ -31,6 +31,8 @@ pub enum Reason {
     Limit,
     /// A target ended.
     Exit,
+    /// The kernel killed a target for lack of memory.
+    Oom,
     /// SIGUSR1.
     Signal,
     /// A request.
@@ -43,12 +45,13 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Reason; 9] = [
+    pub const ALL: [Reason; 10] = [
         Reason::Interval,
         Reason::Cron,
         Reason::Growth,
         Reason::Limit,
         Reason::Exit,
+        Reason::Oom,
         Reason::Signal,
         Reason::Request,
         Reason::Retry,
@@ -63,6 +66,7 @@ impl Reason {
             Reason::Growth => "growth",
             Reason::Limit => "limit",
             Reason::Exit => "exit",
+            Reason::Oom => "oom",
             Reason::Signal => "signal",
             Reason::Request => "request",
             Reason::Retry => "retry",

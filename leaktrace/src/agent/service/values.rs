@@ -20,6 +20,10 @@ pub struct Count(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Span(pub Duration);
 
+/// A share of one CPU: `"5%"`, `"0.5%"`, `"off"` for none.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct Share(pub f64);
+
 impl Span {
     /// Whole seconds.
     pub const fn seconds(seconds: u64) -> Span {
@@ -76,5 +80,11 @@ impl<'de> Deserialize<'de> for Span {
         deserializer
             .deserialize_any(Text("a time span such as 10 (seconds) or \"1h30m\"", quantity::duration))
             .map(Span)
+    }
+}
+
+impl<'de> Deserialize<'de> for Share {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Share, D::Error> {
+        deserializer.deserialize_any(Text("a share such as \"5%\" or \"off\"", quantity::share)).map(Share)
     }
 }

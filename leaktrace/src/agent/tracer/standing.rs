@@ -43,6 +43,8 @@ pub(super) struct Standing {
     unnamed: BTreeSet<u32>,
     /// Meant, but they cannot be traced, by reason: how many, and the first of them.
     untraceable: BTreeMap<String, (u64, Vec<String>)>,
+    /// How often a process that was meant was not traced.
+    refused: u64,
     /// Meant, but gone before their probes were set.
     missed: u64,
     /// Added, and seen to have ended since: no word of it may come.
@@ -69,6 +71,17 @@ impl Tracer {
         self.standing.turned_away.clear();
         self.sweep();
         Ok(())
+    }
+
+    /// Bounds the number of targets that orders bring; those that there are stay.
+    pub fn bound_targets(&mut self, most: usize) {
+        self.standing.orders.max_targets = most;
+        self.settle();
+    }
+
+    /// How often a process that was meant was not traced: too many targets, or it could not be.
+    pub fn refused(&self) -> u64 {
+        self.standing.refused
     }
 
     /// Whether processes may come that are to be traced.
@@ -113,6 +126,7 @@ impl Tracer {
             return;
         }
         if self.targets.len() >= standing.orders.max_targets {
+            standing.refused += u64::from(!standing.turned_away.contains_key(&pid));
             if standing.turned_away.len() < MAX_REMEMBERED {
                 standing.turned_away.insert(pid, candidate.comm);
             } else {
@@ -155,6 +169,7 @@ impl Tracer {
             _ => format!("{error:#}").replace(&format!("process {}", candidate.pid), "it"),
         };
         tracing::debug!(pid = candidate.pid, error = format!("{error:#}"), "not traced");
+        self.standing.refused += 1;
         let (count, names) = self.standing.untraceable.entry(reason).or_default();
         *count += 1;
         if names.len() < MAX_NAMES {

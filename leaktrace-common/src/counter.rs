@@ -86,6 +86,8 @@ counters! {
     StacksFull = "stacks_full", Detail;
     /// Raw stack copies not sent because the ring buffer was full.
     CopiesDropped = "copies_dropped", Detail;
+    /// Stacks whose memory was copied because a table was missing, to be walked later.
+    StackCopies = "stack_copies", Activity;
     /// Stacks that were walked.
     Stacks = "stacks", Activity;
     /// Frames in the stacks that were walked.

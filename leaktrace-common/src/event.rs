@@ -21,6 +21,8 @@ pub enum Kind {
     Appeared = 7,
     /// The kernel is about to kill a process because memory has run out: [`Life`].
     OutOfMemory = 8,
+    /// Memory of a stack that could not be walked to its end: [`StackCopy`].
+    Copy = 9,
 }
 
 /// Why a process that is not traced is looked at.
@@ -42,8 +44,8 @@ pub const MOVED_PID: [u64; 2] = [20, 24];
 impl Kind {
     /// The kind with this number.
     pub fn from_code(code: u32) -> Option<Kind> {
-        use Kind::{Appeared, Call, Exec, Exit, Fork, Mapping, OutOfMemory, Stack};
-        [Fork, Exec, Exit, Mapping, Call, Stack, Appeared, OutOfMemory]
+        use Kind::{Appeared, Call, Copy, Exec, Exit, Fork, Mapping, OutOfMemory, Stack};
+        [Fork, Exec, Exit, Mapping, Call, Stack, Appeared, OutOfMemory, Copy]
             .into_iter()
             .find(|kind| *kind as u32 == code)
     }
@@ -182,3 +184,41 @@ assert_layout!(Stack, size = 40 + 8 * (MAX_FRAMES + 1), align = 8);
 pub const STACK_GUESSED: u32 = 1 << 31;
 /// Bytes of a [`Stack`] before its frames.
 pub const STACK_HEADER_BYTES: usize = 40;
+
+/// Pages of stack memory in a [`StackCopy`]: the one that the stack pointer lies in, and 16 KiB above it.
+pub const COPY_PAGES: usize = 5;
+/// Bytes of a page.
+pub const COPY_PAGE_BYTES: usize = 4096;
+
+/// Registers and memory of a stack that stopped because a mapping's table is not there yet: user space finishes
+/// it once the table is. Sent once, after the [`Stack`] of the same hash.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct StackCopy {
+    /// The front.
+    pub header: Header,
+    /// The hash of the stack as far as it was walked.
+    pub hash: u64,
+    /// The first frame, with its mark.
+    pub frame: u64,
+    /// The stack pointer in it.
+    pub sp: u64,
+    /// rbp in it.
+    pub rbp: u64,
+    /// rbx in it.
+    pub rbx: u64,
+    /// The return slot whose word a return probe may have replaced; 0 without one.
+    pub watch_slot: u64,
+    /// The return address that belongs there.
+    pub watch_return: u64,
+    /// How many pages could be read, from the one that holds `sp` on.
+    pub pages: u32,
+    /// How many frames were found without the table.
+    pub frames: u32,
+    /// The pages. What lies behind those that were read is not defined.
+    pub memory: [[u8; COPY_PAGE_BYTES]; COPY_PAGES],
+}
+assert_layout!(StackCopy, size = COPY_HEADER_BYTES + COPY_PAGES * COPY_PAGE_BYTES, align = 8);
+
+/// Bytes of a [`StackCopy`] before its pages.
+pub const COPY_HEADER_BYTES: usize = 24 + 8 * 8;

@@ -125,7 +125,10 @@ pub struct Mapping {
     /// Index of the table's first page in PAGES, or [`NO_TABLE`] or [`GUESS_TABLE`].
     pub first_page: u32,
     /// How many pages the table has.
-    pub pages: u32,
+    pub pages: u16,
+    /// A number that tells the file from others that are mapped at the same address at other times: it goes
+    /// into the hash of a stack.
+    pub salt: u16,
 }
 assert_layout!(Mapping, size = 32, align = 8);
 // SAFETY: `repr(C)`, integers only, no padding (asserted by its size).
@@ -154,14 +157,27 @@ assert_layout!(Mappings, size = 8 + 32 * MAX_MAPPINGS, align = 8);
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct ProcessMappings {
-    /// How often the mappings were published: a stack taken under another number is not reused.
+    /// How often the mappings were published: a stack taken under another number is not reused, and a look-up
+    /// that began under another number is void.
     pub active: u32,
     /// 1 while an exec's new image has no table yet: stacks stop at their first frame.
     pub loading: u32,
+    /// How often the process has mapped code. Counted by the kernel programs.
+    pub changes: u32,
+    /// How many of those changes the active copy knows. While they are more, what lies between `pending_start`
+    /// and `pending_end` is not to be believed. Written by user space.
+    pub covered: u32,
+    /// First address of the code mapped since.
+    pub pending_start: u64,
+    /// First address after it.
+    pub pending_end: u64,
     /// The two copies.
     pub copies: [Mappings; 2],
 }
-assert_layout!(ProcessMappings, size = 8 + 2 * (8 + 32 * MAX_MAPPINGS), align = 8);
+assert_layout!(ProcessMappings, size = MAPPINGS_HEADER_BYTES + 2 * (8 + 32 * MAX_MAPPINGS), align = 8);
+
+/// Bytes of [`ProcessMappings`] before its copies.
+pub const MAPPINGS_HEADER_BYTES: usize = 32;
 
 /// Why a stack ends where it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -10,17 +10,20 @@ use leaktrace_common::{
 
 use crate::{
     count::count,
-    maps::{EVENTS, TARGETS},
+    maps::{EVENTS, PROCESS_MAPS, TARGETS},
     registers::Registers,
     sample, site,
     stack::{self, Start},
     thread,
+    walk::PAGE_MASK,
 };
 
 /// Offset of the result in a `sys_exit_*` record.
 const RESULT: usize = 16;
 /// Results from here on are error numbers, −4095 to −1.
 const FIRST_ERROR: i64 = -4095;
+/// linux/mman.h: code.
+const PROT_EXEC: u64 = 4;
 /// linux/mman.h: not backed by a file.
 const MAP_ANONYMOUS: u32 = 0x20;
 
@@ -83,7 +86,29 @@ fn change(context: &TracePointContext, change: Change) {
     if !regs.is_64_bit() {
         return;
     }
+    if matches!(change, Change::Map) && regs.argument(2) & PROT_EXEC != 0 {
+        note_code(target.slot, result as u64, regs.argument(1));
+    }
     send(tid, tgid, &target, &regs, change, result);
+}
+
+/// The process has mapped code: until user space has published that, what its mappings say of the place is not to
+/// be believed. Two threads at once can lose a range to each other; then a stack is cut for a moment.
+#[inline(always)]
+fn note_code(slot: u32, address: u64, length: u64) {
+    let Some(process) = PROCESS_MAPS.get_ptr_mut(slot) else { return };
+    let end = address.wrapping_add(length.wrapping_add(PAGE_MASK) & !PAGE_MASK);
+    // SAFETY: the value stays as long as the map, its fields are plain, and user space only reads what is
+    // written here.
+    let process = unsafe { &mut *process };
+    if process.changes == process.covered {
+        process.pending_start = address;
+        process.pending_end = end;
+    } else {
+        process.pending_start = process.pending_start.min(address);
+        process.pending_end = process.pending_end.max(end);
+    }
+    process.changes = process.changes.wrapping_add(1);
 }
 
 #[inline(always)]

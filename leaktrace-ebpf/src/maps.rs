@@ -80,6 +80,10 @@ pub static EVENTS: RingBuf<event::Life, 1048576> = RingBuf::new();
 #[btf_map]
 pub static STACKS: RingBuf<event::Stack, 4194304> = RingBuf::new();
 
+/// Memory of stacks that stopped for want of a table, 20 KiB each. Full: `copies_dropped`, and the stack stays cut.
+#[btf_map]
+pub static COPIES: RingBuf<event::StackCopy, 16777216> = RingBuf::new();
+
 /// Single calls, for `--trace`. Full: `trace_dropped`.
 #[btf_map]
 pub static CALLS: RingBuf<event::Call, 4194304> = RingBuf::new();
@@ -98,6 +102,6 @@ pub static RULES: Array<Rule, MAX_RULES, { BPF_F_MMAPABLE as usize }> = Array::n
 pub static PAGES: Array<Page, 65536, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// Executable mappings by process slot. Written by user space, two copies each; the exec tracepoint sets
-/// `loading`. As many as there can be targets.
+/// `loading`, the mmap tracepoint says what has changed since. As many as there can be targets.
 #[btf_map]
 pub static PROCESS_MAPS: Array<ProcessMappings, 256, { BPF_F_MMAPABLE as usize }> = Array::new();

@@ -174,7 +174,7 @@ fn is_current(thread: &mut Thread) -> bool {
     matches!(published(&thread.walk), Some(number) if number == previous.published)
 }
 
-/// The number of the mappings that are published; none while there are none.
+/// The number of the mappings that are published; none while there are none, or while they are out of date.
 #[inline(always)]
 fn published(walk: &Walk) -> Option<u32> {
     let process = PROCESS_MAPS.get_ptr(walk.process)?;
@@ -182,7 +182,11 @@ fn published(walk: &Walk) -> Option<u32> {
     let loading = unsafe { ptr::read_volatile(&raw const (*process).loading) };
     // SAFETY: the value stays as long as the map; the field is plain.
     let active = unsafe { ptr::read_volatile(&raw const (*process).active) };
-    (loading == 0).then_some(active)
+    // SAFETY: the value stays as long as the map; the field is plain.
+    let changes = unsafe { ptr::read_volatile(&raw const (*process).changes) };
+    // SAFETY: the value stays as long as the map; the field is plain.
+    let covered = unsafe { ptr::read_volatile(&raw const (*process).covered) };
+    (loading == 0 && changes == covered).then_some(active)
 }
 
 /// The number of frames of the previous stack from the outermost to the one that the walk has reached.

@@ -1,9 +1,9 @@
 //! Taking a stack: start state, walk, and interning under a 64-bit hash so that frames are sent once.
-use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_ringbuf_output};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_probe_read_user, bpf_ringbuf_output};
 use core::{ffi::c_void, hint::black_box};
 use leaktrace_common::{
     counter::Counter,
-    event::{Kind, STACK_GUESSED, STACK_HEADER_BYTES},
+    event::{COPY_PAGE_BYTES, COPY_PAGES, Kind, STACK_GUESSED, STACK_HEADER_BYTES, StackCopy},
     heap::NO_STACK,
     target::{self, Target},
     unwind::{FRAME_EXACT, MAX_FRAMES, Stop, hash_step},
@@ -11,7 +11,7 @@ use leaktrace_common::{
 
 use crate::{
     count::{Counters, count},
-    maps::{STACK_IDS, STACKS},
+    maps::{COPIES, STACK_IDS, STACKS},
     registers::Registers,
     reuse,
     thread::Thread,
@@ -125,6 +125,12 @@ fn prepare(target: &Target, thread: &mut Thread, regs: &Registers, start: Start)
     walk.watch_slot = thread.call.slot;
     walk.watch_return = thread.call.return_address;
     walk.process = target.slot;
+    walk.start_sp = start.sp;
+    walk.start_rbp = regs.rbp;
+    walk.start_rbx = regs.rbx;
+    walk.pending_start = 0;
+    walk.pending_end = 0;
+    walk.changes = 0;
     walk.hint = 0;
     walk.count = 0;
     walk.stop = Stop::Walking as u32;
@@ -175,5 +181,54 @@ fn intern(tid: u32, tgid: u32, target: &Target, thread: &mut Thread, hash: u64) 
     if unsafe { bpf_ringbuf_output(ring, record, bytes, 0) } != 0 {
         let _ = STACK_IDS.remove(hash);
         count(tgid, Counter::StacksDeferred);
+        return;
     }
+    if thread.walk.stop == Stop::NoMapping as u32 && thread.walk.flags & walk::flags::FRAME_POINTERS == 0 {
+        let outcome = if send_copy(thread) == 0 { Counter::StackCopies } else { Counter::CopiesDropped };
+        count(tgid, outcome);
+    }
+}
+
+/// Sends the memory of the stack that was sent just now, for user space to walk once it has the table that is
+/// missing: page by page, because what lies above the stack's end cannot be read. 1 when there was no room.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn send_copy(thread: *mut Thread) -> u32 {
+    if thread.is_null() {
+        return 1;
+    }
+    // SAFETY: see [`walk::walk_frames`].
+    let thread = unsafe { &mut *thread };
+    let Some(mut entry) = COPIES.reserve_untyped::<StackCopy>(0) else { return 1 };
+    let copy = entry.as_mut_ptr();
+    let walk = &thread.walk;
+    let page = walk.start_sp & !(COPY_PAGE_BYTES as u64 - 1);
+    let mut header = thread.stack.header;
+    header.kind = Kind::Copy as u32;
+    let mut pages = 0;
+    while pages < COPY_PAGES {
+        // SAFETY: a field of the reserved record.
+        let to = unsafe { (&raw mut (*copy).memory[pages]).cast::<c_void>() };
+        let from = page.wrapping_add((pages * COPY_PAGE_BYTES) as u64);
+        // SAFETY: a page of the record; the helper checks the user address.
+        if unsafe { bpf_probe_read_user(to, COPY_PAGE_BYTES as u32, from as *const c_void) } != 0 {
+            break;
+        }
+        pages += 1;
+    }
+    // SAFETY: fields of the reserved record, which this program alone can see.
+    unsafe {
+        (*copy).header = header;
+        (*copy).hash = thread.stack.hash;
+        (*copy).frame = thread.stack.frames[0];
+        (*copy).sp = walk.start_sp;
+        (*copy).rbp = walk.start_rbp;
+        (*copy).rbx = walk.start_rbx;
+        (*copy).watch_slot = walk.watch_slot;
+        (*copy).watch_return = walk.watch_return;
+        (*copy).pages = pages as u32;
+        (*copy).frames = walk.count;
+    }
+    entry.submit(0);
+    0
 }

@@ -6,10 +6,15 @@
 //! Tables come from user space (see `leaktrace_common::unwind`). Saved rbp and rbx are kept as *locations* and
 //! read only when a rule needs them; stack memory is read through a window of 1 KiB.
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
-use core::{ffi::c_void, hint::black_box, ptr};
+use core::{
+    ffi::c_void,
+    hint::black_box,
+    ptr,
+    sync::atomic::{Ordering, compiler_fence},
+};
 use leaktrace_common::unwind::{
     FRAME_EXACT, FRAME_GUESSED, GUESS_REACH, GUESS_TABLE, MAX_FRAMES, MAX_MAPPINGS, MAX_RULES, Mapping,
-    NO_TABLE, PAGE_SHIFT, Row, Rule, SIGNAL_RBP, SIGNAL_RBX, SIGNAL_REGISTERS, SIGNAL_RIP, SIGNAL_RSP,
+    NO_TABLE, PAGE_SHIFT, ProcessMappings, Row, Rule, SIGNAL_RBP, SIGNAL_RBX, SIGNAL_REGISTERS, SIGNAL_RIP, SIGNAL_RSP,
     SLAB_ROWS, Stop, kind, saved,
 };
 
@@ -97,11 +102,21 @@ pub struct Walk {
     pub flags: u32,
     /// The number of the mappings at the first frame.
     pub published: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// How often the process had mapped code at the first frame.
+    pub changes: u32,
+    /// The code that was mapped since the mappings were published: no table of it is to be believed.
+    pub pending_start: u64,
+    /// First address after it; 0 when nothing is pending.
+    pub pending_end: u64,
+    /// The stack pointer that the walk began with,
+    pub start_sp: u64,
+    /// and rbp,
+    pub start_rbp: u64,
+    /// and rbx.
+    pub start_rbx: u64,
     /// Bits of [`step`]: what the step under way depends on.
     pub step: u32,
-    /// The table of the file that the frame under way is in: what tells files at one address apart.
+    /// The salt of the mapping that the frame under way is in: what tells files at one address apart.
     pub salt: u32,
     /// A copy of stack memory.
     pub window: [u64; WINDOW_WORDS],
@@ -177,16 +192,20 @@ fn leave_frame(thread: &mut Thread) -> Result<(), Stop> {
     let pc = walk.ip.wrapping_sub((walk.flags & flags::EXACT == 0) as u64);
     let mapping = match find_mapping(walk, pc) {
         Ok(mapping) => mapping,
-        Err(stop) => return Err(without_wild_guess(thread, stop)),
+        Err(stop) => {
+            // Without a mapping, the number of changes tells stacks of different times apart.
+            walk.salt = walk.changes;
+            return Err(without_wild_guess(thread, stop));
+        }
     };
-    walk.salt = mapping.first_page;
+    walk.salt = mapping.salt as u32;
     if mapping.first_page == GUESS_TABLE {
         return guess(thread);
     }
     if mapping.first_page == NO_TABLE {
         return Err(Stop::NoMapping);
     }
-    let rule = find_rule(mapping, pc)?;
+    let rule = find_rule(&mapping, pc)?;
     match rule.kind {
         kind::REGISTER => {
             let base = match rule.cfa_register {
@@ -344,9 +363,10 @@ fn rbx(walk: &mut Walk) -> Result<u64, Stop> {
     Ok(walk.rbx)
 }
 
-/// Finds the mapping that holds `pc`: the one found last, else by binary search.
+/// Finds the mapping that holds `pc`: the one found last, else by binary search. A copy of it: user space may
+/// rewrite the place once it has published twice, which is noticed by the number of publications.
 #[inline(always)]
-fn find_mapping(walk: &mut Walk, pc: u64) -> Result<&'static Mapping, Stop> {
+fn find_mapping(walk: &mut Walk, pc: u64) -> Result<Mapping, Stop> {
     let process = PROCESS_MAPS.get_ptr(walk.process).ok_or(Stop::NoMapping)?;
     // SAFETY: the value stays as long as the map; user space changes `active` with one store.
     let process = unsafe { &*process };
@@ -359,11 +379,15 @@ fn find_mapping(walk: &mut Walk, pc: u64) -> Result<&'static Mapping, Stop> {
     let active = unsafe { ptr::read_volatile(&raw const process.active) };
     if walk.count == 1 {
         walk.published = active;
+        note_pending(walk, process);
+    }
+    if pc >= walk.pending_start && pc < walk.pending_end {
+        return Err(Stop::NoMapping);
     }
     let mappings = &process.copies[(black_box(active) & 1) as usize];
     let hinted = &mappings.entries[(black_box(walk.hint) as usize) & (MAX_MAPPINGS - 1)];
     if pc >= hinted.start && pc < hinted.end {
-        return Ok(hinted);
+        return unchanged(process, active, *hinted);
     }
     let mut low = 0;
     let mut high = mappings.count;
@@ -384,7 +408,30 @@ fn find_mapping(walk: &mut Walk, pc: u64) -> Result<&'static Mapping, Stop> {
         return Err(if is_trampoline { Stop::Trampoline } else { Stop::NoMapping });
     }
     walk.hint = index;
-    Ok(found)
+    unchanged(process, active, *found)
+}
+
+/// Notes what the process has mapped since its mappings were published.
+#[inline(always)]
+fn note_pending(walk: &mut Walk, process: &ProcessMappings) {
+    // SAFETY: a plain field of the value.
+    let changes = unsafe { ptr::read_volatile(&raw const process.changes) };
+    // SAFETY: a plain field of the value.
+    let covered = unsafe { ptr::read_volatile(&raw const process.covered) };
+    walk.changes = changes;
+    if changes != covered {
+        walk.pending_start = process.pending_start;
+        walk.pending_end = process.pending_end;
+    }
+}
+
+/// What was copied, if nothing was published meanwhile: only then was the place not being rewritten.
+#[inline(always)]
+fn unchanged(process: &ProcessMappings, active: u32, copied: Mapping) -> Result<Mapping, Stop> {
+    compiler_fence(Ordering::SeqCst);
+    // SAFETY: a plain field of the value.
+    let now = unsafe { ptr::read_volatile(&raw const process.active) };
+    if now == active && copied.end > copied.start { Ok(copied) } else { Err(Stop::NoMapping) }
 }
 
 /// Finds the rule in force at `pc`: the last row of its page that is not behind it.

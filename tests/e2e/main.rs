@@ -12,6 +12,7 @@ mod growth;
 mod libraries;
 mod life;
 mod mappings;
+mod mappings_life;
 mod output;
 mod programs;
 mod refusals;

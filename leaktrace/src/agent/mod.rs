@@ -2,7 +2,9 @@
 //! tables, drains the kernel and makes snapshots. What is shown of a snapshot is left to `render` and `export`.
 
 pub mod attachment;
+mod builder;
 pub mod clock;
+mod deferred;
 pub mod diagnose;
 pub mod examine;
 pub mod functions;
@@ -12,6 +14,7 @@ pub mod http;
 pub mod launch;
 pub mod listing;
 pub mod meter;
+mod naming;
 pub mod options;
 pub mod orders;
 pub mod ptrace;

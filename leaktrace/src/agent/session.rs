@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::{BorrowedFd, OwnedFd, RawFd},
+    sync::mpsc,
     time::Duration,
 };
 
@@ -22,6 +23,8 @@ use crate::model::snapshot::{CallView, Snapshot, TargetView};
 
 /// Time between looks at what tracing costs.
 const CHECK: Duration = Duration::from_secs(1);
+/// How long a held process waits for its unwind tables: then it runs, and its stacks are finished later.
+const TABLE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// When summaries are made and when it ends.
 #[derive(Clone, Copy, Debug, Default)]
@@ -79,6 +82,8 @@ pub struct Session<'a, R> {
     outcome: Outcome,
     summaries: u64,
     was_interrupted: bool,
+    /// Held processes whose tables are not ready, and until when they wait.
+    held: Vec<(u32, Instant, mpsc::Sender<()>)>,
 }
 
 /// The descriptors that the loop waits for; each is a duplicate that it owns.
@@ -164,6 +169,7 @@ impl<'a, R: Report> Session<'a, R> {
             outcome: Outcome::default(),
             summaries: 0,
             was_interrupted: false,
+            held: Vec::new(),
         }
     }
 
@@ -200,8 +206,11 @@ impl<'a, R: Report> Session<'a, R> {
                 _ = checks.tick() => Event::Check,
                 _ = looks.tick() => Event::Look,
                 () = rings.readable() => Event::Ring,
+                () = std::future::ready(()), if self.tracer.has_work() => Event::Ring,
             };
-            match self.handle(event) {
+            let handled = self.handle(event);
+            self.release_ready();
+            match handled {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(self.outcome),
@@ -258,7 +267,7 @@ impl<'a, R: Report> Session<'a, R> {
             Some(Notice::Held { pid, why, release }) => {
                 self.tracer.drain();
                 self.held(pid, why);
-                let _ = release.send(());
+                self.held.push((pid, Instant::now() + TABLE_PATIENCE, release));
                 true
             }
             Some(Notice::Ended { status }) => {
@@ -293,6 +302,19 @@ impl<'a, R: Report> Session<'a, R> {
             Held::Exec | Held::Mapped | Held::Started => self.tracer.refresh(pid),
             Held::Fork(_) => {}
         }
+    }
+
+    /// Lets held processes go on whose tables are there, so that their first stacks are whole.
+    fn release_ready(&mut self) {
+        let now = Instant::now();
+        let tracer = &self.tracer;
+        self.held.retain(|(pid, until, release)| {
+            let waits = now < *until && !tracer.is_ready(*pid);
+            if !waits {
+                let _ = release.send(());
+            }
+            waits
+        });
     }
 
     fn add(&mut self, pid: u32, parent: Option<u32>, fresh: bool) {

@@ -1,5 +1,5 @@
 //! What the agent keeps for one traced process image.
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, rc::Rc, sync::Arc};
 
 use super::{
     attachment::AllocatorCode, governor::Governor, meter::Meter, options::TraceOptions, tables::ProcessTables,
@@ -44,7 +44,7 @@ pub struct Tracked {
     /// Its unwind tables.
     pub tables: ProcessTables,
     /// Which files its addresses belong to.
-    pub space: AddressSpace,
+    pub space: Rc<AddressSpace>,
     /// Its anonymous memory.
     pub mappings: Mappings,
     /// Blocks found to be gone.
@@ -61,8 +61,12 @@ pub struct Tracked {
     pub notes: Vec<String>,
     /// Set when the process ended.
     pub exited: Option<Exited>,
-    /// Executable mappings changed: look again.
+    /// Executable mappings changed in a way that is not known: look again.
     pub is_stale: bool,
+    /// A file was mapped that may hold an allocator.
+    pub has_new_files: bool,
+    /// When its mappings were last read from /proc, in ns of CLOCK_BOOTTIME: older news is known.
+    pub looked_ns: u64,
     /// What watching it costs, and what of it is watched.
     pub care: Care,
 }

@@ -1,9 +1,11 @@
 //! The tracer: targets come and go, the kernel is drained, snapshots are made. It owns the kernel object and
 //! everything that is kept of targets; the loop that calls it is `session`'s.
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     ffi::CString,
     os::{fd::AsRawFd as _, unix::ffi::OsStrExt as _},
+    rc::Rc,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -13,13 +15,15 @@ use leaktrace_common::{
     event::{Call, Change, Life, MappingChange},
     heap::{SiteKey, SiteTotals},
     target::{NO_SLOT, Target, flags},
-    unwind::{FRAME_ADDRESS, FRAME_EXACT, FRAME_GUESSED},
+    unwind::{FRAME_ADDRESS, Stop},
 };
 
 use super::{
     attachment::{self, Attachment},
     clock,
+    deferred::{Deferred, Waiting},
     functions::Functions,
+    naming::{Naming, Unnamed},
     options::{TraceOptions, UnwindMode},
     tables::Tables,
     target::{Care, OutOfMemory, Recording, Tracked},
@@ -37,12 +41,15 @@ use crate::{
         tracepoints::Tracepoints,
     },
     discover::{
-        Discovery, maps as process_maps, process,
+        Discovery,
+        maps::{self as process_maps, MapEntry},
+        process,
         process::{Process, Seccomp},
     },
     drain::{
-        decode::{self, Event, StackRecord},
+        decode::{self, CopyRecord, Event, StackRecord},
         maps::{Maps, Tally},
+        sideband::{Mapped, Sideband},
     },
     model::{
         events::EventView,
@@ -61,6 +68,16 @@ mod standing;
 const CLONE_VM: u64 = 0x0000_0100;
 /// Stacks kept of images that are not known yet.
 const MAX_EARLY_STACKS: usize = 10_000;
+/// Copies of stacks kept of them, of 20 KiB each.
+const MAX_EARLY_COPIES: usize = 256;
+/// Stacks that are named between two looks at the rings.
+const NAMED_AT_A_TIME: usize = 16;
+/// Records taken from the rings at a time: they are put in the order of their times.
+const BATCH: usize = 16_384;
+/// How long the tables of a process that is to be traced, and of stacks that wait at its end, are waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A frame that lies in no known code is a reason to look again, but not more often than this.
+const LOOK_AGAIN_NS: u64 = 1_000_000_000;
 /// Ended processes whose views are kept until the next snapshot; of more, those that hold the least are summed.
 const MAX_FINISHED: usize = 1000;
 
@@ -82,6 +99,13 @@ pub struct Tracer {
     /// Children that run in their parent's memory, and the parent.
     vforked: HashMap<u32, u32>,
     early_stacks: Vec<StackRecord>,
+    early_copies: Vec<CopyRecord>,
+    deferred: Deferred,
+    naming: Naming,
+    /// What is mapped as it happens; none where the kernel does not tell, and then mappings are read again.
+    sideband: Option<Sideband>,
+    /// Changes of each process's code that were counted before the batch under way was read.
+    covered: HashMap<u32, u32>,
     finished: Vec<TargetView>,
     finished_unlisted: u64,
     tally_of_gone: Tally,
@@ -96,6 +120,7 @@ pub struct Tracer {
     refuse_filtered: Option<String>,
     events: RingBuf<MapData>,
     stack_records: RingBuf<MapData>,
+    copy_records: RingBuf<MapData>,
     call_records: RingBuf<MapData>,
     selection: Selection,
     standing: standing::Standing,
@@ -138,6 +163,16 @@ impl Tracer {
             RingBuf::try_from(map).with_context(|| format!("kernel map {name}"))
         };
         let (events, stack_records, call_records) = (ring("EVENTS")?, ring("STACKS")?, ring("CALLS")?);
+        let copy_records = ring("COPIES")?;
+        // Before the first look at /proc/PID/maps of anything, so that nothing is mapped unseen.
+        let sideband = match Sideband::open() {
+            Ok(sideband) => Some(sideband),
+            Err(error) => {
+                notes
+                    .push(format!("code that is mapped later is noticed late, stacks may be cut: {error:#}"));
+                None
+            }
+        };
         tracing::debug!(link = link.name(), tracefs = tracefs.describe(), "kernel side is ready");
         let mut limits = symbolize::Limits::default();
         limits.debug_dirs.splice(0..0, options.debug_dirs.iter().cloned());
@@ -156,6 +191,11 @@ impl Tracer {
             targets: BTreeMap::new(),
             vforked: HashMap::new(),
             early_stacks: Vec::new(),
+            early_copies: Vec::new(),
+            deferred: Deferred::default(),
+            naming: Naming::default(),
+            sideband,
+            covered: HashMap::new(),
             finished: Vec::new(),
             finished_unlisted: 0,
             tally_of_gone: Tally::ZERO,
@@ -168,6 +208,7 @@ impl Tracer {
             refuse_filtered: kills_filtered.then(|| preflight::kills_filtered(&host.release)),
             events,
             stack_records,
+            copy_records,
             call_records,
             selection,
             standing: standing::Standing::default(),
@@ -189,11 +230,12 @@ impl Tracer {
 
     /// Descriptors that become readable when there is something to drain.
     pub fn ring_fds(&self) -> Vec<i32> {
-        let names = self.standing.containers.answers().map(|fd| fd.as_raw_fd());
-        [self.events.as_raw_fd(), self.stack_records.as_raw_fd(), self.call_records.as_raw_fd()]
-            .into_iter()
-            .chain(names)
-            .collect()
+        let rings = [&self.events, &self.stack_records, &self.copy_records, &self.call_records];
+        let mut fds: Vec<i32> = rings.iter().map(|ring| ring.as_raw_fd()).collect();
+        fds.push(self.tables.bell());
+        fds.extend(self.sideband.iter().flat_map(Sideband::fds));
+        fds.extend(self.standing.containers.answers().map(|fd| fd.as_raw_fd()));
+        fds
     }
 
     /// Whether a target was killed because memory ran out, since this was last asked.
@@ -219,6 +261,11 @@ impl Tracer {
     /// Which sites the next snapshots show.
     pub fn select(&mut self, selection: Selection) {
         self.selection = selection;
+    }
+
+    /// Whether the unwind tables of a process are there; also when it is not traced.
+    pub fn is_ready(&self, pid: u32) -> bool {
+        self.targets.get(&pid).is_none_or(|target| self.tables.are_built(target.tables.regions()))
     }
 
     /// How many targets live.
@@ -259,6 +306,10 @@ impl Tracer {
         let mut tracked = self.track(process, image, table, parent);
         tracked.heap_before_bytes = if fresh { Some(0) } else { process::heap_bytes(pid) };
         self.look(&mut tracked);
+        if parent.is_none() && !self.options.holds_children {
+            // It runs and is not held: with the tables there before the probes, its first stacks are whole.
+            self.wait_for_tables(&mut tracked);
+        }
         let settings = self.settings(&tracked);
         let result = self.maps.set_target(pid, &settings);
         if let Err(error) = result {
@@ -361,7 +412,7 @@ impl Tracer {
             oom: None,
             attached: HashMap::new(),
             tables: self.tables.open(),
-            space: AddressSpace::default(),
+            space: Rc::default(),
             mappings: mappings.listing(range),
             corrections: Corrections::default(),
             history: History::default(),
@@ -371,6 +422,8 @@ impl Tracer {
             notes: Vec::new(),
             exited: None,
             is_stale: false,
+            has_new_files: false,
+            looked_ns: 0,
             care: Care::new(&self.options),
             process,
         }
@@ -410,25 +463,59 @@ impl Tracer {
     /// Reads the process's mappings: unwind tables and what its addresses mean.
     fn look(&mut self, tracked: &mut Tracked) {
         let pid = tracked.pid();
+        let covered = self.tables.changes(&tracked.tables);
+        let looked_ns = clock::boot_ns();
         let Ok(entries) = process_maps::read(pid) else { return };
-        self.tables.update(pid, &mut tracked.tables, &entries);
-        let lines = entries.iter().map(|entry| MapLine {
-            start: entry.start,
-            end: entry.end,
-            executable: entry.executable,
-            offset: entry.offset,
-            device: (entry.device.major, entry.device.minor),
-            inode: entry.inode,
-            path: entry.path_lossy(),
-        });
-        tracked.space = AddressSpace::capture(pid, lines, Some(&tracked.space), &mut self.modules);
-        self.stacks.forget_addresses(tracked.image);
+        self.tables.replace(pid, &mut tracked.tables, &entries);
+        self.tables.publish(pid, &mut tracked.tables, covered);
+        let lines = entries.iter().map(map_line);
+        let space = AddressSpace::capture(pid, lines, Some(&tracked.space), &mut self.modules);
+        tracked.space = Rc::new(space);
         tracked.is_stale = false;
+        tracked.looked_ns = looked_ns;
+    }
+
+    /// Waits until the tables of a process are there, or for too long.
+    fn wait_for_tables(&mut self, tracked: &mut Tracked) {
+        let regions = Rc::clone(tracked.tables.regions());
+        if !self.tables.wait_built(&regions, PATIENCE) {
+            tracked
+                .notes
+                .push("its unwind tables take long to build: its first stacks may be cut".to_owned());
+        }
+        self.look(tracked);
+    }
+
+    /// A traced process has mapped code.
+    fn mapped(&mut self, mapped: &Mapped) {
+        let Some(target) = self.targets.get_mut(&mapped.tgid) else { return };
+        if mapped.time_ns < target.looked_ns {
+            return;
+        }
+        self.tables.map(mapped.tgid, &mut target.tables, &mapped.entry);
+        target.is_stale |= target.tables.has_overflowed();
+        target.has_new_files |= mapped.entry.is_file();
+        Rc::make_mut(&mut target.space).map(&map_line(&mapped.entry), &mut self.modules);
+    }
+
+    /// Lets the kernel see what processes have mapped, and the tables that were built.
+    fn publish(&mut self) {
+        let has_built = self.tables.take_built();
+        for (pid, target) in &mut self.targets {
+            if has_built {
+                self.tables.touch(&mut target.tables);
+            }
+            // A target that came with this batch was published when it was looked at.
+            if let Some(covered) = self.covered.get(pid) {
+                self.tables.publish(*pid, &mut target.tables, *covered);
+            }
+        }
     }
 
     /// Attaches to allocators that are not probed yet, and detaches from files that are not mapped any more.
     fn probe(&mut self, tracked: &mut Tracked) {
         let pid = tracked.pid();
+        tracked.has_new_files = false;
         if tracked.care.recording != Recording::On {
             return;
         }
@@ -490,38 +577,164 @@ impl Tracer {
 
     /// Takes in everything that the kernel has sent. Call it whenever a ring is readable.
     pub fn drain(&mut self) {
-        while let Some(record) = next(&mut self.events) {
-            match record {
-                Event::Fork(life) => self.forked(&life),
-                Event::Exec(life) => self.execed(&life),
-                Event::Exit(life) => self.ended(&life),
-                Event::Mapping(change) => self.mapping_changed(&change),
-                Event::Appeared(life) => self.appeared(&life),
-                Event::OutOfMemory(life) => self.out_of_memory(&life),
-                Event::Call(_) | Event::Stack(_) => {}
-            }
-        }
-        self.drain_stacks();
-        while let Some(Event::Call(call)) = next(&mut self.call_records) {
-            let view = self.call_view(&call);
-            self.calls.push(view);
-        }
+        while self.drain_batch() == BATCH {}
         self.look_again();
+        self.finish_copies();
+        self.naming.name_some(NAMED_AT_A_TIME, &mut self.stacks, &mut self.symbolizer);
+        self.drain_calls();
         self.settle();
     }
 
-    fn drain_stacks(&mut self) {
-        while let Some(Event::Stack(record)) = next(&mut self.stack_records) {
-            self.stack_seen(&record);
+    fn drain_calls(&mut self) {
+        while let Some(Event::Call(call)) = next(&mut self.call_records) {
+            if self.has_work() {
+                self.drain_stacks();
+                self.name_all(None);
+            }
+            let view = self.call_view(&call);
+            self.calls.push(view);
         }
     }
 
-    /// Looks again at processes that have mapped or unmapped code.
+    /// Takes in a batch of records in the order of their times: a stack is understood by the code that was mapped when
+    /// it was taken. The rings are read in the order in which one record can depend on another. Returns how many
+    /// records there were in the fullest ring.
+    fn drain_batch(&mut self) -> usize {
+        let changes = self.targets.iter().map(|(pid, target)| (*pid, self.tables.changes(&target.tables)));
+        self.covered = changes.collect();
+        let mut batch: Vec<(u64, News)> = Vec::new();
+        let mut most = 0;
+        for ring in [&mut self.events, &mut self.stack_records, &mut self.copy_records] {
+            let before = batch.len();
+            while batch.len() - before < BATCH
+                && let Some(event) = next(ring)
+            {
+                batch.push((event.time_ns(), News::Event(event)));
+            }
+            most = most.max(batch.len() - before);
+        }
+        if let Some(sideband) = &mut self.sideband {
+            let made: HashSet<u32> = batch.iter().filter_map(|(_, news)| news.child()).collect();
+            let targets = &self.targets;
+            let (mapped, lost) = sideband.drain(|pid| targets.contains_key(&pid) || made.contains(&pid));
+            batch.extend(mapped.into_iter().map(|mapped| (mapped.time_ns, News::Mapped(mapped))));
+            if lost {
+                self.targets.values_mut().for_each(|target| target.is_stale = true);
+            }
+        }
+        batch.sort_by_key(|(time_ns, _)| *time_ns);
+        for (_, news) in batch {
+            match news {
+                News::Event(event) => self.take_event(&event),
+                News::Mapped(mapped) => self.mapped(&mapped),
+            }
+        }
+        self.publish();
+        most
+    }
+
+    fn take_event(&mut self, event: &Event) {
+        match event {
+            Event::Fork(life) => self.forked(life),
+            Event::Exec(life) => self.execed(life),
+            Event::Exit(life) => self.ended(life),
+            Event::Mapping(change) => self.mapping_changed(change),
+            Event::Stack(record) => self.stack_seen(record),
+            Event::Copy(record) => self.copy_seen(record),
+            Event::Appeared(life) => self.appeared(life),
+            Event::OutOfMemory(life) => self.out_of_memory(life),
+            Event::Call(_) => {}
+        }
+    }
+
+    /// Takes in the stacks that came since the batch under way was read.
+    fn drain_stacks(&mut self) {
+        while let Some(event) = next(&mut self.stack_records) {
+            self.take_event(&event);
+        }
+        while let Some(event) = next(&mut self.copy_records) {
+            self.take_event(&event);
+        }
+    }
+
+    /// Looks again at processes of which something was missed, and probes what is new in others.
     fn look_again(&mut self) {
-        let stale: Vec<u32> =
-            self.targets.iter().filter(|(_, target)| target.is_stale).map(|(pid, _)| *pid).collect();
-        for pid in stale {
-            self.refresh(pid);
+        let changed = self.targets.iter().filter(|(_, target)| target.is_stale || target.has_new_files);
+        let changed: Vec<(u32, bool)> = changed.map(|(pid, target)| (*pid, target.is_stale)).collect();
+        for (pid, is_stale) in changed {
+            if is_stale {
+                self.refresh(pid);
+            } else if let Some(mut tracked) = self.targets.remove(&pid) {
+                self.probe(&mut tracked);
+                self.targets.insert(pid, tracked);
+            }
+        }
+    }
+
+    /// Walks the copied stacks whose tables have come.
+    fn finish_copies(&mut self) {
+        let tables = &self.tables;
+        for waiting in self.deferred.take(|waiting| tables.are_built(&waiting.regions)) {
+            self.finish_copy(&waiting);
+        }
+    }
+
+    /// Walks the copied stacks of an image, or all, waiting for their tables.
+    fn finish_all_copies(&mut self, image: Option<ImageKey>) {
+        for regions in self.deferred.code(image) {
+            self.tables.wait_built(&regions, PATIENCE);
+        }
+        for waiting in self.deferred.take(|waiting| image.is_none_or(|image| waiting.image == image)) {
+            self.finish_copy(&waiting);
+        }
+    }
+
+    fn finish_copy(&mut self, waiting: &Waiting) {
+        let Waiting { image, copy, regions, space } = waiting;
+        let mut stack = self.tables.finish(regions, copy);
+        let current = self.targets.get(&image.tgid).filter(|target| target.image == *image);
+        let mut space = Rc::clone(space);
+        if stack.stop == Stop::NoMapping
+            && let Some(target) = current
+        {
+            // Code that was found by looking again.
+            stack = self.tables.finish(target.tables.regions(), copy);
+            space = Rc::clone(&target.space);
+        }
+        let limit = self.options.stack_depth as usize;
+        if stack.frames.len() > limit {
+            stack.frames.truncate(limit);
+            stack.stop = Stop::Depth;
+        }
+        // A stack that is longer than its copy was cut elsewhere before.
+        if stack.frames.len() < copy.frames
+            || stack.stop == Stop::NoMapping && stack.frames.len() == copy.frames
+        {
+            return;
+        }
+        self.naming.push(Unnamed {
+            image: *image,
+            hash: copy.hash,
+            frames: stack.frames,
+            end: stack.stop.name(),
+            space,
+            is_completion: true,
+        });
+    }
+
+    fn copy_seen(&mut self, record: &CopyRecord) {
+        let pid = record.header.tgid;
+        let image = ImageKey { tgid: pid, generation: record.header.generation };
+        match self.targets.get(&pid) {
+            Some(target) if target.image == image => self.deferred.push(Waiting {
+                image,
+                copy: record.clone(),
+                regions: Rc::clone(target.tables.regions()),
+                space: Rc::clone(&target.space),
+            }),
+            Some(target) if target.image.generation > image.generation => {}
+            _ if self.early_copies.len() < MAX_EARLY_COPIES => self.early_copies.push(record.clone()),
+            _ => {}
         }
     }
 
@@ -561,6 +774,8 @@ impl Tracer {
             self.targets.insert(pid, old);
             return;
         }
+        self.finish_all_copies(Some(old.image));
+        self.name_all(Some(old.image));
         let mut view = self.view_of(&mut old);
         view.execed = true;
         self.finish(view);
@@ -612,6 +827,13 @@ impl Tracer {
         for record in early {
             self.stack_seen(&record);
         }
+        let (early, later) = std::mem::take(&mut self.early_copies)
+            .into_iter()
+            .partition::<Vec<_>, _>(|record| record.header.tgid == pid);
+        self.early_copies = later;
+        for record in early {
+            self.copy_seen(&record);
+        }
     }
 
     fn ended(&mut self, life: &Life) {
@@ -619,6 +841,8 @@ impl Tracer {
         self.vforked.remove(&pid);
         self.drain_stacks();
         let Some(mut target) = self.targets.remove(&pid) else { return };
+        self.finish_all_copies(Some(target.image));
+        self.name_all(Some(target.image));
         let knows = self.kernel.knows_exit_status();
         let oom_killed = target.oom.is_some();
         let status = if knows { exited(life.status) } else { Exited::default() };
@@ -673,6 +897,8 @@ impl Tracer {
         });
         self.maps.delete_sites(&keys);
         self.stacks.forget(image);
+        self.deferred.forget(image);
+        self.naming.forget(image);
     }
 
     fn drop_target(&mut self, target: Tracked) {
@@ -694,10 +920,13 @@ impl Tracer {
         }
         let maps_code =
             change.change == Change::Map as u32 && change.protection & libc::PROT_EXEC.cast_unsigned() != 0;
-        target.is_stale |= maps_code;
+        // With the side band, only what it did not tell of: a CPU that came online later has no ring.
+        let is_known = self.sideband.is_some() && target.tables.maps(change.address);
+        target.is_stale |= maps_code && !is_known;
         let mut change = *change;
         let is_seen = target.care.recording == Recording::On && target.sample_interval_bytes == 0;
         if change.stack != 0 && !is_seen {
+            self.naming.name_all(Some(target.image), &mut self.stacks, &mut self.symbolizer);
             // The kernel knows only of allocation calls that are recorded; the stack tells of the others.
             let frames = self.stacks.frames(target.image, change.stack);
             change.in_allocator |= u32::from(target.is_in_allocator(&frames));
@@ -718,20 +947,32 @@ impl Tracer {
         let unknown = self.targets.get(&pid).is_some_and(|target| {
             target.image == image
                 && record.frames.iter().any(|frame| !target.space.contains(frame & FRAME_ADDRESS))
+                && (self.sideband.is_none()
+                    || clock::boot_ns().saturating_sub(target.looked_ns) > LOOK_AGAIN_NS)
         });
         if unknown && let Some(mut target) = self.targets.remove(&pid) {
             self.look(&mut target);
             self.targets.insert(pid, target);
         }
         let Some(target) = self.targets.get(&pid) else { return };
-        let (symbolizer, space) = (&mut self.symbolizer, &target.space);
-        self.stacks.insert(image, record.hash, &record.frames, record.stop.name(), |frame| {
-            let mut frames = symbolizer.frames(space, frame & FRAME_ADDRESS, frame & FRAME_EXACT != 0);
-            for named in &mut frames {
-                named.guessed = frame & FRAME_GUESSED != 0;
-            }
-            frames
+        self.naming.push(Unnamed {
+            image,
+            hash: record.hash,
+            frames: record.frames.clone(),
+            end: record.stop.name(),
+            space: Rc::clone(&target.space),
+            is_completion: false,
         });
+    }
+
+    /// Whether stacks wait for their names: then there is work without news from the kernel.
+    pub fn has_work(&self) -> bool {
+        !self.naming.is_done()
+    }
+
+    /// Finds the names of all stacks of an image, or of all images.
+    fn name_all(&mut self, image: Option<ImageKey>) {
+        self.naming.name_all(image, &mut self.stacks, &mut self.symbolizer);
     }
 
     fn call_view(&self, call: &Call) -> CallView {
@@ -778,7 +1019,12 @@ impl Tracer {
         if let Err(error) = drained {
             tracing::warn!(%error, "reading the site table");
         }
-        self.drain_stacks();
+        while self.drain_batch() == BATCH {}
+        self.finish_copies();
+        if last {
+            self.finish_all_copies(None);
+        }
+        self.name_all(None);
         let mut views = std::mem::take(&mut self.finished);
         let mut tally = self.tally_of_gone;
         let mut targets = std::mem::take(&mut self.targets);
@@ -810,6 +1056,12 @@ impl Tracer {
         let corrected: u64 = self.targets.values().map(|target| target.corrections.count()).sum();
         if corrected > 0 {
             *losses.entry("missed_frees".to_owned()).or_default() += corrected;
+        }
+        let lost = self.sideband.as_ref().map_or(0, Sideband::lost);
+        for (cause, amount) in [("mapping_records_lost", lost), ("copies_dropped", self.deferred.dropped())] {
+            if amount > 0 {
+                *losses.entry(cause.to_owned()).or_default() += amount;
+            }
         }
         if self.tables.refused() > 0 {
             losses.insert("unwind_tables_full".to_owned(), self.tables.refused());
@@ -869,6 +1121,36 @@ impl Tracer {
         target.container = target.container.as_ref().map(|known| self.standing.containers.latest(known));
         let filtered = self.options.min_size_bytes > 0 || self.options.max_size_bytes < u64::MAX;
         view::target_view(target, heap, &self.maps, &self.stacks, &self.functions, &self.selection, filtered)
+    }
+}
+
+/// What a batch of records is made of.
+enum News {
+    Event(Event),
+    Mapped(Mapped),
+}
+
+impl News {
+    /// The process that this made.
+    fn child(&self) -> Option<u32> {
+        match self {
+            News::Event(Event::Fork(life)) => Some(life.child),
+            News::Event(Event::Exec(life)) => Some(life.header.tgid),
+            _ => None,
+        }
+    }
+}
+
+/// A mapping as far as names need it.
+fn map_line(entry: &MapEntry) -> MapLine {
+    MapLine {
+        start: entry.start,
+        end: entry.end,
+        executable: entry.executable,
+        offset: entry.offset,
+        device: (entry.device.major, entry.device.minor),
+        inode: entry.inode,
+        path: entry.path_lossy(),
     }
 }
 

@@ -2,14 +2,15 @@
 //! pages, rules and the mapping tables of processes. One store or one copy, no system call.
 use std::{
     io,
+    mem::offset_of,
     os::fd::{AsRawFd as _, BorrowedFd},
     ptr::NonNull,
     sync::atomic::{AtomicU32, Ordering, fence},
 };
 
 use leaktrace_common::{
-    Plain,
-    unwind::{MAX_MAPPINGS, Mapping, Mappings, ProcessMappings},
+    Plain, read,
+    unwind::{MAPPINGS_HEADER_BYTES, MAX_MAPPINGS, Mapping, Mappings, ProcessMappings},
 };
 
 /// A shared mapping of an array map.
@@ -54,6 +55,30 @@ impl SharedArray {
         true
     }
 
+    /// Copies value number `index` out.
+    pub fn read<T: Plain>(&self, index: usize) -> Option<T> {
+        let offset = index.checked_mul(size_of::<T>())?;
+        offset.checked_add(size_of::<T>()).filter(|end| *end <= self.bytes)?;
+        // SAFETY: the offset was checked against the length of the mapping.
+        let from = unsafe { self.base.as_ptr().add(offset) };
+        // SAFETY: the value lies in the mapping; what it holds is written by this process alone.
+        read(unsafe { std::slice::from_raw_parts(from, size_of::<T>()) })
+    }
+
+    /// How often the process in slot `slot` has mapped code, as the kernel programs count it. To be read before what the
+    /// publication will be made of.
+    pub fn changes(&self, slot: u32) -> u32 {
+        let base = slot as usize * size_of::<ProcessMappings>();
+        self.word(base + offset_of!(ProcessMappings, changes)).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    /// Whether the process in slot `slot` has mapped code that its mappings do not know.
+    pub fn is_pending(&self, slot: u32) -> bool {
+        let base = slot as usize * size_of::<ProcessMappings>();
+        let covered = self.word(base + offset_of!(ProcessMappings, covered));
+        covered.is_some_and(|word| word.load(Ordering::Acquire) != self.changes(slot))
+    }
+
     fn word(&self, offset: usize) -> Option<&AtomicU32> {
         if !offset.is_multiple_of(4) || offset + 4 > self.bytes {
             return None;
@@ -65,13 +90,14 @@ impl SharedArray {
     }
 
     /// Publishes the executable mappings of the process in slot `slot`: into the copy that the walker does not
-    /// read, then one store switches. At most [`MAX_MAPPINGS`] entries are taken.
-    pub fn publish(&mut self, slot: u32, mappings: &[Mapping]) {
+    /// read, then one store switches. At most [`MAX_MAPPINGS`] entries are taken. They know all code that the
+    /// process had mapped when [`SharedArray::changes`] was `covered`.
+    pub fn publish(&mut self, slot: u32, mappings: &[Mapping], covered: u32) {
         let base = slot as usize * size_of::<ProcessMappings>();
         let Some(active) = self.word(base).map(|word| word.load(Ordering::Acquire)) else { return };
         let next = active.wrapping_add(1);
         let inactive = next & 1;
-        let copy = base + 8 + inactive as usize * size_of::<Mappings>();
+        let copy = base + MAPPINGS_HEADER_BYTES + inactive as usize * size_of::<Mappings>();
         let mappings = mappings.get(..mappings.len().min(MAX_MAPPINGS)).unwrap_or_default();
         let count = mappings.len() as u32;
         let written = self.write((copy + 8) / 8, &words(mappings));
@@ -85,7 +111,10 @@ impl SharedArray {
         if let Some(word) = self.word(base) {
             word.store(next, Ordering::Release);
         }
-        if let Some(loading) = self.word(base + 4) {
+        if let Some(word) = self.word(base + offset_of!(ProcessMappings, covered)) {
+            word.store(covered, Ordering::Release);
+        }
+        if let Some(loading) = self.word(base + offset_of!(ProcessMappings, loading)) {
             loading.store(0, Ordering::Release);
         }
     }
@@ -102,7 +131,8 @@ impl Drop for SharedArray {
 fn words(mappings: &[Mapping]) -> Vec<u64> {
     let mut words = Vec::with_capacity(mappings.len() * 4);
     for mapping in mappings {
-        let pages = u64::from(mapping.first_page) | u64::from(mapping.pages) << 32;
+        let pages =
+            u64::from(mapping.first_page) | u64::from(mapping.pages) << 32 | u64::from(mapping.salt) << 48;
         words.extend([mapping.start, mapping.end, mapping.bias, pages]);
     }
     words

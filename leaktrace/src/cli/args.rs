@@ -415,6 +415,9 @@ pub struct TraceArgs {
     /// How call stacks are walked
     #[arg(long, value_enum, default_value_t, help_heading = "How")]
     pub unwind: Unwind,
+    /// Memory for unwind tables, in steps of 1 MiB; what does not fit is first thinned out, then counted
+    #[arg(long, value_name = "BYTES", default_value = "64M", value_parser = units::unwind_bytes, help_heading = "How")]
+    pub unwind_memory: u64,
     /// Live blocks to remember of each process; what does not fit is counted [default: 1M; with selectors 100k]
     #[arg(long, value_name = "N", value_parser = units::positive_count, help_heading = "How")]
     pub max_blocks: Option<u64>,

@@ -82,6 +82,7 @@ pub(super) fn options_for(args: &TraceArgs, mode: ModeArg, orders: Option<&Order
         sizes: Sizes {
             sites: u32::try_from(args.max_sites)?,
             targets: defaults.targets.max(targets),
+            slabs: u32::try_from(args.unwind_memory >> 20)?,
             ..defaults
         },
         debug: args.debug,

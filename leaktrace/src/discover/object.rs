@@ -56,7 +56,11 @@ impl ObjectFile {
             Ok(file) => ObjectFile::of_file(file),
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => Err(error),
             Err(_) => {
-                let object = ObjectFile::beneath_root(pid, &entry.path)?;
+                // A process that is gone has no root any more: mostly, it was leaktrace's own.
+                let object = match ObjectFile::beneath_root(&format!("/proc/{pid}/root"), &entry.path) {
+                    Err(error) if is_gone(&error) => ObjectFile::beneath_root("/", &entry.path)?,
+                    result => result?,
+                };
                 object.matches(entry).then_some(object).ok_or_else(|| {
                     io::Error::new(
                         io::ErrorKind::NotFound,
@@ -85,9 +89,9 @@ impl ObjectFile {
         Ok(ObjectFile { file, identity })
     }
 
-    /// Opens a path as the process `pid` sees it: symbolic links cannot lead out of its root (openat2, 5.6).
-    fn beneath_root(pid: u32, path: &[u8]) -> io::Result<ObjectFile> {
-        let root = File::open(format!("/proc/{pid}/root"))?;
+    /// Opens a path as a process sees it whose root this is: symbolic links cannot lead out of it (openat2, 5.6).
+    fn beneath_root(root: &str, path: &[u8]) -> io::Result<ObjectFile> {
+        let root = File::open(root)?;
         let mut name = path.to_vec();
         name.push(0);
         let how = OpenHow {
@@ -161,6 +165,10 @@ impl ObjectFile {
     }
 }
 
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+}
+
 fn regular(metadata: &Metadata) -> io::Result<()> {
     if metadata.is_file() && metadata.len() <= MAX_FILE_BYTES {
         return Ok(());
@@ -201,7 +209,7 @@ mod tests {
     #[test]
     fn the_path_beneath_the_root_leads_to_the_same_file() {
         let entry = own_text();
-        let object = ObjectFile::beneath_root(std::process::id(), &entry.path).unwrap();
+        let object = ObjectFile::beneath_root("/proc/self/root", &entry.path).unwrap();
         assert_eq!(object.identity().inode, entry.inode);
     }
 

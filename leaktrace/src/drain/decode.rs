@@ -1,7 +1,10 @@
 //! From the bytes of a ring-buffer record to a value. Records come from our own programs, yet a record that is
 //! too short or of an unknown kind is an error value and not a panic.
 use leaktrace_common::{
-    event::{Call, Header, Kind, Life, MappingChange, STACK_GUESSED, STACK_HEADER_BYTES},
+    event::{
+        COPY_HEADER_BYTES, COPY_PAGE_BYTES, COPY_PAGES, Call, Header, Kind, Life, MappingChange,
+        STACK_GUESSED, STACK_HEADER_BYTES,
+    },
     read,
     unwind::Stop,
 };
@@ -19,6 +22,41 @@ pub struct StackRecord {
     pub guessed: bool,
     /// Frames, innermost first, with the mark bits of [`leaktrace_common::unwind`].
     pub frames: Vec<u64>,
+}
+
+/// Registers and memory of a stack that could not be walked to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyRecord {
+    /// Process and time.
+    pub header: Header,
+    /// The hash of the stack as far as it was walked.
+    pub hash: u64,
+    /// The first frame, with its mark.
+    pub frame: u64,
+    /// The stack pointer in it.
+    pub sp: u64,
+    /// rbp in it.
+    pub rbp: u64,
+    /// rbx in it.
+    pub rbx: u64,
+    /// The return slot of the call under way, and the return address that belongs there.
+    pub watch: (u64, u64),
+    /// Frames that were found without the table.
+    pub frames: usize,
+    /// Memory from the start of the page that holds `sp`.
+    pub memory: Vec<u8>,
+}
+
+impl CopyRecord {
+    /// The word at an address of the stack, from before a return probe replaced it.
+    pub fn word(&self, address: u64) -> Option<u64> {
+        if address == self.watch.0 && address != 0 {
+            return Some(self.watch.1);
+        }
+        let page = self.sp & !(COPY_PAGE_BYTES as u64 - 1);
+        let offset = usize::try_from(address.checked_sub(page)?).ok()?;
+        read(self.memory.get(offset..)?)
+    }
 }
 
 /// A record.
@@ -40,6 +78,25 @@ pub enum Event {
     Appeared(Life),
     /// The kernel is about to kill a traced process because memory has run out.
     OutOfMemory(Life),
+    /// Its memory, where it was cut for want of a table.
+    Copy(CopyRecord),
+}
+
+impl Event {
+    /// When, in ns of CLOCK_BOOTTIME.
+    pub fn time_ns(&self) -> u64 {
+        match self {
+            Event::Fork(life)
+            | Event::Exec(life)
+            | Event::Exit(life)
+            | Event::Appeared(life)
+            | Event::OutOfMemory(life) => life.header.time_ns,
+            Event::Mapping(change) => change.header.time_ns,
+            Event::Call(call) => call.header.time_ns,
+            Event::Stack(stack) => stack.header.time_ns,
+            Event::Copy(copy) => copy.header.time_ns,
+        }
+    }
 }
 
 /// Decodes a record; `None` when it is malformed.
@@ -54,6 +111,24 @@ pub fn event(bytes: &[u8]) -> Option<Event> {
         Kind::Stack => Event::Stack(stack(header, bytes)?),
         Kind::Appeared => Event::Appeared(read(bytes)?),
         Kind::OutOfMemory => Event::OutOfMemory(read(bytes)?),
+        Kind::Copy => Event::Copy(copy(header, bytes)?),
+    })
+}
+
+fn copy(header: Header, bytes: &[u8]) -> Option<CopyRecord> {
+    let at = |index: usize| read::<u64>(bytes.get(size_of::<Header>() + 8 * index..)?);
+    let pages = usize::try_from(at(7)? & 0xffff_ffff).ok().filter(|pages| *pages <= COPY_PAGES)?;
+    let memory = bytes.get(COPY_HEADER_BYTES..)?.get(..pages * COPY_PAGE_BYTES)?.to_vec();
+    Some(CopyRecord {
+        header,
+        hash: at(0)?,
+        frame: at(1)?,
+        sp: at(2)?,
+        rbp: at(3)?,
+        rbx: at(4)?,
+        watch: (at(5)?, at(6)?),
+        frames: usize::try_from(at(7)? >> 32).ok()?,
+        memory,
     })
 }
 
@@ -99,6 +174,23 @@ mod tests {
         bytes.extend(2_u32.to_ne_bytes());
         bytes.extend([0; 4]);
         bytes.extend([0; 8]);
+        assert_eq!(event(&bytes), None);
+    }
+
+    #[test]
+    fn a_copy_gives_the_words_of_its_stack_and_no_others() {
+        let mut bytes = bytes_of(&header(Kind::Copy)).to_vec();
+        for word in [5_u64, 0x40_0000, 0x7010, 1, 2, 0x7020, 0xaaaa, 3 << 32 | 1] {
+            bytes.extend(word.to_ne_bytes());
+        }
+        let mut page = vec![0_u8; COPY_PAGE_BYTES];
+        page[0x18..0x20].copy_from_slice(&0x1234_u64.to_ne_bytes());
+        bytes.extend(&page);
+        let Some(Event::Copy(copy)) = event(&bytes) else { panic!("not a copy") };
+        assert_eq!((copy.hash, copy.word(0x7018), copy.word(0x7020)), (5, Some(0x1234), Some(0xaaaa)));
+        assert_eq!(copy.frames, 3);
+        assert_eq!((copy.word(0x7ffc), copy.word(0x6ff8), copy.word(u64::MAX)), (None, None, None));
+        bytes.truncate(bytes.len() - 1);
         assert_eq!(event(&bytes), None);
     }
 

@@ -48,6 +48,14 @@ pub fn positive_count(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Reads the size of the unwind tables: what the kernel's map of them can have.
+pub fn unwind_bytes(text: &str) -> Result<u64, String> {
+    match size_bytes(text)? {
+        bytes @ 0x10_0000..=0x1_0000_0000 => Ok(bytes),
+        _ => Err("must be from 1M to 4G".to_owned()),
+    }
+}
+
 /// Reads a duration: `500ms`, `10s`, `1m30s`, `2h`; a plain number counts seconds.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
@@ -160,6 +168,12 @@ mod tests {
         for text in ["", "%", "-1%", "1e3", "inf", "five", "20000%"] {
             assert!(share(text).unwrap_err().contains("such as 5%"), "{text}");
         }
+    }
+
+    #[test]
+    fn unwind_tables_have_a_least_and_a_largest_size() {
+        assert_eq!(unwind_bytes("64M"), Ok(64 << 20));
+        assert!(unwind_bytes("1023k").is_err() && unwind_bytes("5G").is_err());
     }
 
     #[test]

@@ -87,6 +87,13 @@ impl Stacks {
         image.stacks.insert(stack, Stack { frames, end, heap_id, mapping_id });
     }
 
+    /// Drops a stack that was known only in part, for a longer one under the same hash.
+    pub fn drop_stack(&mut self, image: ImageKey, stack: u64) {
+        if let Some(known) = self.images.get_mut(&image) {
+            known.stacks.remove(&stack);
+        }
+    }
+
     /// Forgets what a process image's addresses mean but keeps its stacks: after a library was unloaded, its
     /// addresses may come to mean something else.
     pub fn forget_addresses(&mut self, image: ImageKey) {
@@ -156,6 +163,16 @@ mod tests {
         assert_eq!(asked, [1, 2, 3]);
         assert_eq!(stacks.frames(IMAGE, 8)[0].function.as_deref(), Some("f3"));
         assert_eq!(stacks.len(), 2);
+    }
+
+    #[test]
+    fn a_stack_is_completed_under_its_hash() {
+        let mut stacks = Stacks::default();
+        stacks.insert(IMAGE, 7, &[1, 2], "no_mapping", named);
+        stacks.drop_stack(IMAGE, 7);
+        stacks.insert(IMAGE, 7, &[1, 2, 3], "complete", named);
+        assert_eq!(stacks.frames(IMAGE, 7).len(), 3);
+        assert_eq!(stacks.view(IMAGE, 7, SiteKind::Heap).end, "complete");
     }
 
     #[test]

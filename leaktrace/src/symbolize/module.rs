@@ -139,8 +139,14 @@ fn open_mapped(pid: u32, line: &MapLine) -> io::Result<File> {
     match OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(link) {
         Ok(file) => Ok(file),
         Err(error) => {
-            let file = open_below_root(pid, plain_path(line)).map_err(|_| error)?;
-            let same = file.metadata()?.ino() == line.inode;
+            // A process that is gone has no root any more: mostly, it was leaktrace's own.
+            let (file, is_own) = match open_below_root(pid, plain_path(line)) {
+                Ok(file) => (file, false),
+                Err(_) => (open_below("/", plain_path(line)).map_err(|_| error)?, true),
+            };
+            let metadata = file.metadata()?;
+            let device = (libc::major(metadata.dev()), libc::minor(metadata.dev()));
+            let same = metadata.ino() == line.inode && (!is_own || device == line.device);
             if same {
                 Ok(file)
             } else {
@@ -157,10 +163,11 @@ pub(super) fn plain_path(line: &MapLine) -> &str {
 
 /// Opens a path as the process would, without leaving its root.
 pub(super) fn open_below_root(pid: u32, path: &str) -> io::Result<File> {
-    let root = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
-        .open(format!("/proc/{pid}/root"))?;
+    open_below(&format!("/proc/{pid}/root"), path)
+}
+
+fn open_below(root: &str, path: &str) -> io::Result<File> {
+    let root = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(root)?;
     let path = CString::new(path)?;
     // SAFETY: open_how is a plain structure of integers, for which zero is valid.
     let mut how: libc::open_how = unsafe { std::mem::zeroed() };

@@ -71,6 +71,45 @@ impl AddressSpace {
         AddressSpace { pid, regions }
     }
 
+    /// Takes one mapping that was made just now; what it overlaps is gone. `false` where the same code lay there
+    /// already.
+    pub fn map(&mut self, line: &MapLine, modules: &mut Modules) -> bool {
+        if !line.executable || line.start >= line.end {
+            return false;
+        }
+        let content = content(self.pid, line, modules);
+        let (start, end) = (line.start, line.end);
+        let is_same = |region: &Region| {
+            let same_content = match (&region.content, &content) {
+                (Content::File(old), Content::File(new)) => Arc::ptr_eq(old, new),
+                (Content::Generated, Content::Generated) => true,
+                _ => false,
+            };
+            same_content && (region.start, region.end, region.offset) == (start, end, line.offset)
+        };
+        if self.regions.iter().any(is_same) {
+            return false;
+        }
+        let mut kept = Vec::with_capacity(self.regions.len() + 2);
+        for region in self.regions.drain(..) {
+            if region.end <= start || region.start >= end {
+                kept.push(region);
+                continue;
+            }
+            if region.end > end {
+                let offset = region.offset.saturating_add(end - region.start);
+                kept.push(Region { start: end, offset, ..region.clone() });
+            }
+            if region.start < start {
+                kept.push(Region { end: start, ..region });
+            }
+        }
+        kept.push(Region { start, end, offset: line.offset, content });
+        kept.sort_unstable_by_key(|region| region.start);
+        self.regions = kept;
+        true
+    }
+
     /// What lies at an address.
     pub fn place(&self, address: u64) -> Place {
         let index = self.regions.partition_point(|region| region.end <= address);

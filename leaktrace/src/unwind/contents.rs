@@ -1,7 +1,7 @@
 //! The maps SLABS, PAGES and RULES in ordinary memory: what the twin of the kernel walker looks rules up in.
 use leaktrace_common::unwind::{Mapping, PAGE_SHIFT, Page, Row, Rule, SLAB_ROWS};
 
-use crate::unwind::store::Write;
+use crate::unwind::{store::Write, walk::Rules};
 
 /// What the kernel's maps hold after some [`Write`]s. Grows as they come.
 #[derive(Clone, Debug, Default)]
@@ -34,18 +34,19 @@ impl Contents {
             }
         }
     }
+}
 
-    /// The rule in force at an address of a mapping, found as the kernel walker finds it: the page by its
-    /// number, in it the last row that is not behind the address. `None` where there is no unwind information.
-    pub fn rule_at(&self, mapping: &Mapping, address: u64) -> Option<&Rule> {
+impl Rules for Contents {
+    fn rule_at(&self, mapping: &Mapping, address: u64) -> Option<Rule> {
         let offset = address.wrapping_sub(mapping.bias);
-        let page = u32::try_from(offset >> PAGE_SHIFT).ok().filter(|&page| page < mapping.pages)?;
+        let page =
+            u32::try_from(offset >> PAGE_SHIFT).ok().filter(|&page| page < u32::from(mapping.pages))?;
         let page = self.pages.get(mapping.first_page.checked_add(page)? as usize)?;
         let slab = self.slabs.get(usize::from(page.slab))?;
         let rows = slab.get(page.first as usize..)?.get(..usize::from(page.rows))?;
         let low = (offset & ((1 << PAGE_SHIFT) - 1)) as u32;
         let last = rows.partition_point(|row| row & 0xffff <= low).checked_sub(1)?;
-        self.rules.get((rows.get(last)? >> 16) as usize)
+        self.rules.get((rows.get(last)? >> 16) as usize).copied()
     }
 }
 

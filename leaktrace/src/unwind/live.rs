@@ -47,7 +47,7 @@ impl Process {
         }
         let layout = regions.layout(|region| {
             let (elf, placed) = &files[region.file];
-            Placement::of_file(region, elf, *placed)
+            (Placement::of_file(region, elf, *placed), 0)
         });
         Process { mappings: layout.mappings, contents }
     }

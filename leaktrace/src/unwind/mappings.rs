@@ -13,7 +13,7 @@ use crate::unwind::{elf::Elf, store::Placed};
 const MAX_REGIONS: usize = 1 << 16;
 
 /// A mapped executable range. `F` names the file, or that there is none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Region<F> {
     /// First address.
     pub start: u64,
@@ -63,7 +63,7 @@ pub struct Layout {
     pub left_out: usize,
 }
 
-impl<F: Copy> Regions<F> {
+impl<F: Clone> Regions<F> {
     /// Adds a region that was mapped just now: what it overlaps is gone.
     pub fn insert(&mut self, region: Region<F>) {
         self.remove(region.start, region.end);
@@ -82,23 +82,25 @@ impl<F: Copy> Regions<F> {
         if start >= end {
             return;
         }
-        if let Some((_, &before)) = self.by_start.range(..start).next_back()
+        if let Some((_, before)) = self.by_start.range_mut(..start).next_back()
             && before.end > start
         {
-            self.by_start.insert(before.start, Region { end: start, ..before });
-            self.keep_tail(&before, end);
+            let whole = before.clone();
+            before.end = start;
+            self.keep_tail(whole, end);
         }
-        while let Some((&first, &inside)) = self.by_start.range(start..end).next() {
-            self.by_start.remove(&first);
-            self.keep_tail(&inside, end);
+        while let Some((&first, _)) = self.by_start.range(start..end).next() {
+            if let Some(inside) = self.by_start.remove(&first) {
+                self.keep_tail(inside, end);
+            }
         }
     }
 
     /// Keeps what lies behind `from`, if anything does.
-    fn keep_tail(&mut self, region: &Region<F>, from: u64) {
+    fn keep_tail(&mut self, region: Region<F>, from: u64) {
         if region.end > from {
             let file_offset = region.file_offset.wrapping_add(from - region.start);
-            self.by_start.insert(from, Region { start: from, file_offset, ..*region });
+            self.by_start.insert(from, Region { start: from, file_offset, ..region });
         }
     }
 
@@ -106,6 +108,12 @@ impl<F: Copy> Regions<F> {
     pub fn clear(&mut self) {
         self.by_start.clear();
         self.refused = 0;
+    }
+
+    /// The region that holds an address.
+    pub fn at(&self, address: u64) -> Option<&Region<F>> {
+        let (_, region) = self.by_start.range(..=address).next_back()?;
+        (address < region.end).then_some(region)
     }
 
     /// The regions, ascending.
@@ -119,12 +127,14 @@ impl<F: Copy> Regions<F> {
         self.refused
     }
 
-    /// Lays the regions out for the walker. Where they are more than it takes, those with a table come first,
-    /// then those in which it may guess.
-    pub fn layout(&self, mut place: impl FnMut(&Region<F>) -> Placement) -> Layout {
+    /// Lays the regions out for the walker; `place` says for each what the walker may do and its salt
+    /// ([`Mapping::salt`]). Where they are more than it takes, those with a table come first, then those in which
+    /// it may guess.
+    pub fn layout(&self, mut place: impl FnMut(&Region<F>) -> (Placement, u16)) -> Layout {
         let mut mappings: Vec<Mapping> = Vec::new();
         for region in self.iter() {
-            let mapping = place(region).mapping(region.start, region.end);
+            let (placement, salt) = place(region);
+            let mapping = placement.mapping(region.start, region.end, salt);
             match mappings.last_mut() {
                 Some(last) if continues(last, &mapping) => last.end = mapping.end,
                 _ => mappings.push(mapping),
@@ -147,7 +157,8 @@ impl<F: Copy> Regions<F> {
 /// Whether a mapping goes on where another ends, for all that the walker sees.
 fn continues(last: &Mapping, next: &Mapping) -> bool {
     last.end == next.start
-        && (last.bias, last.first_page, last.pages) == (next.bias, next.first_page, next.pages)
+        && (last.bias, last.first_page, last.pages, last.salt)
+            == (next.bias, next.first_page, next.pages, next.salt)
 }
 
 impl Placement {
@@ -159,15 +170,16 @@ impl Placement {
         }
     }
 
-    fn mapping(self, start: u64, end: u64) -> Mapping {
+    fn mapping(self, start: u64, end: u64, salt: u16) -> Mapping {
         let (bias, first_page, pages) = match self {
             Placement::Table { load_bias, placed } if placed.pages > 0 => {
-                (load_bias.wrapping_add(placed.base_address), placed.first_page, placed.pages)
+                let pages = u16::try_from(placed.pages).unwrap_or(u16::MAX);
+                (load_bias.wrapping_add(placed.base_address), placed.first_page, pages)
             }
             Placement::Table { .. } | Placement::Guess => (0, GUESS_TABLE, 0),
             Placement::Missing => (0, NO_TABLE, 0),
         };
-        Mapping { start, end, bias, first_page, pages }
+        Mapping { start, end, bias, first_page, pages, salt }
     }
 }
 

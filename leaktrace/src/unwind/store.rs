@@ -164,6 +164,12 @@ impl<K: Eq + Hash + Clone> Store<K> {
         Some(entry.placed)
     }
 
+    /// Where a table lies, if it is there. Adds no reference: without one it may go with the next table that is
+    /// added.
+    pub fn placed(&self, key: &K) -> Option<Placed> {
+        self.tables.get(key).map(|entry| entry.placed)
+    }
+
     /// Adds a table, with one reference. Where it is there already, this is [`Store::acquire`].
     pub fn add(&mut self, key: K, table: &Table) -> Added<K> {
         let mut added = Added { placed: self.acquire(&key), writes: Vec::new(), evicted: Vec::new() };

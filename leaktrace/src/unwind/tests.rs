@@ -139,7 +139,8 @@ fn compare(path: &PathBuf, options: &Options) -> (usize, usize) {
         end: BIAS + (1 << 32),
         bias: BIAS + placed.base_address,
         first_page: placed.first_page,
-        pages: placed.pages,
+        pages: placed.pages as u16,
+        salt: 0,
     };
     let (mut calls, mut unsupported) = (0, 0);
     for_each_call(&data, |address, row, section| {

@@ -5,10 +5,7 @@ use leaktrace_common::unwind::{
     SIGNAL_RBX, SIGNAL_REGISTERS, SIGNAL_RIP, SIGNAL_RSP, Stop, kind, saved,
 };
 
-use crate::unwind::{
-    contents::Contents,
-    rule::{RBP, RBX, RSP},
-};
+use crate::unwind::rule::{RBP, RBX, RSP};
 
 /// The registers that a walk begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,16 +31,23 @@ pub struct Stack {
     pub stop: Stop,
 }
 
+/// Where the walker finds rules: the kernel's maps, or their contents elsewhere.
+pub trait Rules {
+    /// The rule in force at an address of a mapping, found as the kernel walker finds it: the page by its
+    /// number, in it the last row that is not behind the address. `None` where there is no unwind information.
+    fn rule_at(&self, mapping: &Mapping, address: u64) -> Option<Rule>;
+}
+
 /// Walks a stack to its end, to [`MAX_FRAMES`], or to the first frame whose caller cannot be found.
 ///
 /// `mappings` are a process's, in ascending order. `read` reads the word at an address of its stack.
 pub fn walk(
     start: Start,
     mappings: &[Mapping],
-    contents: &Contents,
+    rules: &impl Rules,
     read: impl FnMut(u64) -> Option<u64>,
 ) -> Stack {
-    let mut walker = Walker::new(start, mappings, contents, read);
+    let mut walker = Walker::new(start, mappings, rules, read);
     let mut frames = vec![start.ip | if start.is_exact { FRAME_EXACT } else { 0 }];
     loop {
         match walker.step() {
@@ -59,7 +63,7 @@ pub fn walk(
 pub(super) fn one_step(
     start: Start,
     mappings: &[Mapping],
-    contents: &Contents,
+    contents: &crate::unwind::contents::Contents,
     read: impl FnMut(u64) -> Option<u64>,
 ) -> Result<[u64; 4], Stop> {
     let mut walker = Walker::new(start, mappings, contents, read);
@@ -75,21 +79,21 @@ enum Register {
     SavedAt(u64),
 }
 
-struct Walker<'t, R> {
+struct Walker<'t, T, R> {
     ip: u64,
     sp: u64,
     is_exact: bool,
     rbp: Register,
     rbx: Register,
     mappings: &'t [Mapping],
-    contents: &'t Contents,
+    rules: &'t T,
     read: R,
 }
 
-impl<'t, R: FnMut(u64) -> Option<u64>> Walker<'t, R> {
-    fn new(start: Start, mappings: &'t [Mapping], contents: &'t Contents, read: R) -> Self {
+impl<'t, T: Rules, R: FnMut(u64) -> Option<u64>> Walker<'t, T, R> {
+    fn new(start: Start, mappings: &'t [Mapping], rules: &'t T, read: R) -> Self {
         let (rbp, rbx) = (Register::Value(start.rbp), Register::Value(start.rbx));
-        Walker { ip: start.ip, sp: start.sp, is_exact: start.is_exact, rbp, rbx, mappings, contents, read }
+        Walker { ip: start.ip, sp: start.sp, is_exact: start.is_exact, rbp, rbx, mappings, rules, read }
     }
 
     /// From a frame to its caller: the address there, with its marks.
@@ -102,7 +106,7 @@ impl<'t, R: FnMut(u64) -> Option<u64>> Walker<'t, R> {
             GUESS_TABLE => return self.guess(),
             _ => {}
         }
-        let rule = *self.contents.rule_at(mapping, pc).ok_or(Stop::NoCfi)?;
+        let rule = self.rules.rule_at(mapping, pc).ok_or(Stop::NoCfi)?;
         match rule.kind {
             kind::REGISTER => {
                 let base = match u16::from(rule.cfa_register) {

@@ -49,7 +49,7 @@ fn neighbours_with_the_same_table_and_bias_become_one_mapping() {
     regions.insert(region(0x1000, 0x2000, 1));
     regions.insert(region(0x2000, 0x3000, 1));
     regions.insert(region(0x3000, 0x4000, 2));
-    let layout = regions.layout(|region| table(region.file));
+    let layout = regions.layout(|region| (table(region.file), 0));
     let ranges: Vec<_> = layout.mappings.iter().map(|m| (m.start, m.end, m.bias, m.first_page)).collect();
     assert_eq!(ranges, [(0x1000, 0x3000, 0x11000, 1), (0x3000, 0x4000, 0x11000, 2)]);
 }
@@ -57,7 +57,7 @@ fn neighbours_with_the_same_table_and_bias_become_one_mapping() {
 #[test]
 fn a_file_without_unwind_information_is_guessed_in() {
     let placed = Placed { first_page: 0, pages: 0, base_address: 0 };
-    let mapping = Placement::Table { load_bias: 5, placed }.mapping(1, 2);
+    let mapping = Placement::Table { load_bias: 5, placed }.mapping(1, 2, 0);
     assert_eq!((mapping.first_page, mapping.pages), (GUESS_TABLE, 0));
 }
 
@@ -67,7 +67,7 @@ fn too_many_mappings_keep_those_with_tables_in_order_and_count_the_rest() {
     for number in 0..MAX_MAPPINGS as u64 + 100 {
         regions.insert(region(0x2000 * number, 0x2000 * number + 0x1000, number as u32));
     }
-    let layout = regions.layout(|r| if r.file % 2 == 0 { table(r.file) } else { Placement::Missing });
+    let layout = regions.layout(|r| (if r.file % 2 == 0 { table(r.file) } else { Placement::Missing }, 0));
     assert_eq!(layout.left_out, 100);
     assert_eq!(layout.mappings.len(), MAX_MAPPINGS);
     assert_eq!(layout.mappings.iter().filter(|m| m.first_page != NO_TABLE).count(), (MAX_MAPPINGS + 100) / 2);

@@ -1,5 +1,5 @@
 use super::*;
-use crate::unwind::{contents::Contents, table::NO_CFI_RULE};
+use crate::unwind::{contents::Contents, table::NO_CFI_RULE, walk::Rules as _};
 use leaktrace_common::unwind::{Mapping, kind};
 use proptest::prelude::*;
 
@@ -28,13 +28,19 @@ fn apply(contents: &mut Contents, writes: &[Write]) {
 /// Every row of the table is found in the contents, with the rule that the table has.
 fn assert_present(contents: &Contents, table: &Table, placed: Placed) {
     let bias = 0x7000_0000_0000;
-    let mapping =
-        Mapping { start: 0, end: u64::MAX, bias, first_page: placed.first_page, pages: placed.pages };
+    let mapping = Mapping {
+        start: 0,
+        end: u64::MAX,
+        bias,
+        first_page: placed.first_page,
+        pages: placed.pages as u16,
+        salt: 0,
+    };
     for (page, _) in (0u64..).zip(&table.pages) {
         for low in (0..0x400).step_by(4) {
             let offset = (page << 16) + low;
             let expected = table.rule_at(table.base_address + offset);
-            assert_eq!(contents.rule_at(&mapping, bias + offset), expected, "offset {offset:#x}");
+            assert_eq!(contents.rule_at(&mapping, bias + offset).as_ref(), expected, "offset {offset:#x}");
         }
     }
     assert_eq!(contents.rule_at(&mapping, bias + ((table.pages.len() as u64) << 16)), None);
@@ -118,7 +124,7 @@ fn rules_beyond_the_last_number_are_unsupported_and_counted() {
     let added = store.add("a", &table(1, 10, 10, 0));
     apply(&mut contents, &added.writes);
     assert_eq!((store.usage().rules, store.usage().lost_rules), (6, 6));
-    let mapping = Mapping { start: 0, end: 1 << 16, bias: 0, first_page: 0, pages: 1 };
+    let mapping = Mapping { start: 0, end: 1 << 16, bias: 0, first_page: 0, pages: 1, salt: 0 };
     assert_eq!(contents.rule_at(&mapping, 3 * 8).map(|rule| rule.cfa_offset), Some(3));
     assert_eq!(contents.rule_at(&mapping, 4 * 8).map(|rule| rule.kind), Some(kind::UNSUPPORTED));
 }

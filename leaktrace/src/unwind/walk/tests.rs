@@ -1,4 +1,5 @@
 use super::*;
+use crate::unwind::contents::Contents;
 use crate::unwind::{live::Process, table::Options};
 use leaktrace_common::unwind::FRAME_ADDRESS;
 use std::{
@@ -144,7 +145,7 @@ fn a_thread_is_walked_to_where_it_began() {
 
 /// One mapping in which the walker guesses.
 fn guessing() -> [Mapping; 1] {
-    [Mapping { start: 0x1000, end: 0x9000, bias: 0, first_page: GUESS_TABLE, pages: 0 }]
+    [Mapping { start: 0x1000, end: 0x9000, bias: 0, first_page: GUESS_TABLE, pages: 0, salt: 0 }]
 }
 
 fn start(sp: u64, rbp: u64) -> Start {

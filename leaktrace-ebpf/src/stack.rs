@@ -68,13 +68,7 @@ pub fn take(
 
 /// Walks, and keeps what was found; returns the hash of the frames.
 #[inline(always)]
-fn walk_once(
-    target: &Target,
-    thread: &mut Thread,
-    regs: &Registers,
-    start: Start,
-    flags: u32,
-) -> u64 {
+fn walk_once(target: &Target, thread: &mut Thread, regs: &Registers, start: Start, flags: u32) -> u64 {
     prepare(target, thread, regs, start);
     thread.walk.limit = target.stack_depth;
     if thread.walk.flags & walk::flags::FRAME_POINTERS == 0 {

@@ -14,8 +14,8 @@ use core::{
 };
 use leaktrace_common::unwind::{
     FRAME_EXACT, FRAME_GUESSED, GUESS_REACH, GUESS_TABLE, MAX_FRAMES, MAX_MAPPINGS, MAX_RULES, Mapping,
-    NO_TABLE, PAGE_SHIFT, ProcessMappings, Row, Rule, SIGNAL_RBP, SIGNAL_RBX, SIGNAL_REGISTERS, SIGNAL_RIP, SIGNAL_RSP,
-    SLAB_ROWS, Stop, kind, saved,
+    NO_TABLE, PAGE_SHIFT, ProcessMappings, Row, Rule, SIGNAL_RBP, SIGNAL_RBX, SIGNAL_REGISTERS, SIGNAL_RIP,
+    SIGNAL_RSP, SLAB_ROWS, Stop, kind, saved,
 };
 
 use crate::{

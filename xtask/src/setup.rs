@@ -45,6 +45,9 @@ const DEBIAN_TESTS: &[&str] = &[
     "xz-utils",
     "podman",
     "runc",
+    "prometheus",
+    "systemd",
+    "python3-venv",
 ];
 
 /// Sets everything up; does nothing where everything is there.

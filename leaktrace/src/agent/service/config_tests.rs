@@ -62,7 +62,9 @@ fn an_unknown_key_is_an_error_with_its_line_and_a_hint() {
 #[test]
 fn wrong_values_are_errors_that_say_what_is_right() {
     for (text, says) in [
-        ("targets = [\"nginx\"]", "comm:nginx"),
+        ("targets = [\"nginx\"]", "comm:NAME"),
+        ("exclude = [\"pid:0\"]", "pid"),
+        ("[trace]\nmax_overhead = \"-1\"", "5%"),
         ("[trace]\nmode = \"all\"", "exact"),
         ("[trace]\ninterval = \"1ms\"", "at least 100ms"),
         ("[trace]\nsample_interval = \"5X\"", "64K"),

@@ -95,6 +95,9 @@ pub mod kind {
     pub const GUESS: u8 = 6;
     /// A rule that exists but is not supported.
     pub const UNSUPPORTED: u8 = 7;
+    /// One frame-pointer step, to wherever it leads: Go's code keeps frame pointers (since Go 1.7), and crosses
+    /// from the thread's stack to a goroutine's where C is called. A frame pointer of 0 ends the stack.
+    pub const GO: u8 = 8;
 }
 
 /// Where the rows of 64 KiB of text lie. The first row of a page always starts at offset 0.

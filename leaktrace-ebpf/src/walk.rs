@@ -239,6 +239,7 @@ fn leave_frame(thread: &mut Thread) -> Result<(), Stop> {
             leave(thread, rule, cfa)
         }
         kind::GUESS => guess(thread),
+        kind::GO => leave_go_frame(thread),
         kind::NO_CFI => Err(Stop::NoCfi),
         _ => Err(Stop::Unsupported),
     }
@@ -324,6 +325,23 @@ fn follow_frame_pointer(thread: &mut Thread, mark: u64) -> Result<(), Stop> {
     if frame < walk.sp || frame - walk.sp > GUESS_REACH {
         return Err(Stop::Guessed);
     }
+    leave_by_frame_pointer(thread, frame, mark)
+}
+
+/// One frame-pointer step in Go's code, which may lead from the thread's stack to a goroutine's.
+#[inline(always)]
+fn leave_go_frame(thread: &mut Thread) -> Result<(), Stop> {
+    thread.walk.step |= step::BARRIER;
+    match rbp(&mut thread.walk)? {
+        0 => Err(Stop::Complete),
+        frame => leave_by_frame_pointer(thread, frame, 0),
+    }
+}
+
+/// Takes what a frame pointer points to: the caller's frame pointer and the return address.
+#[inline(always)]
+fn leave_by_frame_pointer(thread: &mut Thread, frame: u64, mark: u64) -> Result<(), Stop> {
+    let walk = &mut thread.walk;
     let slot = frame.wrapping_add(8);
     let return_address = read_return(walk, slot)?;
     if return_address <= PAGE_MASK {

@@ -7,6 +7,7 @@ use leaktrace_tests::{
     fixture::Fixture,
     leaktrace::{self, Leaktrace},
     oracle,
+    report::Site,
 };
 use std::path::PathBuf;
 
@@ -157,6 +158,32 @@ fn stacks_of_rust_are_right() -> Result<()> {
     let program = compile::rust_fixture("oracle.rs")?;
     judge("attach", &oracle::attached(&program, &[], &[], FLAGS)?)?;
     judge("run", &oracle::run(&program, &[], &[], FLAGS)?)
+}
+
+/// Go's code calls C on another stack; its frames follow all the same, with symbols and without.
+#[test]
+fn stacks_of_go_reach_from_c_to_the_goroutine() -> Result<()> {
+    for flags in [&[] as &[&str], &["-ldflags=-s -w"]] {
+        let mut fixture = Fixture::start(&compile::go_fixture("cgo.go", flags)?, &[], &[])?;
+        let mut leaktrace = Leaktrace::attach(&[fixture.pid()], &["--mode", "exact", "--interval", "1s"])?;
+        fixture.act()?;
+        leaktrace.until("every block of C is there with its goroutine", |report| {
+            let target = report.target(fixture.pid()).ok_or("no target")?;
+            let bytes = |site: &&Site| site.frames.len() > 4 && site.stack_end == "complete";
+            let whole: u64 = target.sites.iter().filter(bytes).map(|site| site.outstanding_bytes).sum();
+            let named =
+                flags.is_empty().then_some(["leak_in_c", "main.goInner", "main.goOuter", "main.main.func"]);
+            let is_named = |site: &Site| named.iter().flatten().all(|name| site.stack().contains(name));
+            let is_right =
+                target.sites.iter().filter(|site| site.outstanding_bytes % 1000 == 0).any(is_named);
+            (whole >= 200_000 && is_right)
+                .then_some(())
+                .ok_or_else(|| target.sites.iter().map(Site::stack).collect::<Vec<_>>().join("\n\n"))
+        })?;
+        leaktrace.interrupt()?;
+        ensure!(fixture.release()?.success(), "the fixture did not survive");
+    }
+    Ok(())
 }
 
 /// What the last debug line on standard error says of all stacks.

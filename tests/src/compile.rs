@@ -105,6 +105,14 @@ pub fn rust_fixture(source: &str) -> Result<PathBuf> {
     cached(source.split('.').next().unwrap_or(source), &words)
 }
 
+/// Compiles a Go fixture with C in it.
+pub fn go_fixture(source: &str, flags: &[&str]) -> Result<PathBuf> {
+    let mut words = ["env", "CGO_ENABLED=1", "GO111MODULE=off", "go", "build"].map(OsString::from).to_vec();
+    words.extend(flags.iter().map(OsString::from));
+    words.push(sources().join(source).into());
+    cached(source.split('.').next().unwrap_or(source), &words)
+}
+
 /// The functions of Debian's static jemalloc, under the prefix that Rust's jemalloc crates use.
 pub fn prefixed_jemalloc() -> Result<PathBuf> {
     const NAMES: &[&str] = &[
@@ -160,12 +168,14 @@ fn cached(output: &str, words: &[OsString]) -> Result<PathBuf> {
         tempfile::Builder::new().prefix("partial-").tempdir_in(&folder).context("no temporary folder")?;
     let partial_file = partial.path().join(output);
     let (program, rest) = words.split_first().context("an empty command")?;
+    let (last, options) = rest.split_last().context("a command without words")?;
     let mut command = Command::new(program);
-    command.args(rest);
-    if program != "objcopy" {
-        command.arg("-o");
-    }
-    let said = command.arg(&partial_file).output().with_context(|| {
+    match program == "objcopy" {
+        true => command.args(rest).arg(&partial_file),
+        // Go takes options before the source only.
+        false => command.args(options).arg("-o").arg(&partial_file).arg(last),
+    };
+    let said = command.output().with_context(|| {
         format!("cannot run {}: run `cargo xtask setup --tests`", program.to_string_lossy())
     })?;
     if !said.status.success() {

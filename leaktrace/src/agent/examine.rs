@@ -203,6 +203,12 @@ fn table(table: &Table) -> TableDiagnosis {
     if facts.debug_frame_fdes > 0 {
         sources.push(".debug_frame");
     }
+    if facts.go_bytes > 0 {
+        sources.push("Go's frame pointers");
+    }
+    if facts.synthesized_bytes > 0 {
+        sources.push("the code itself");
+    }
     if facts.signal_returns > 0 {
         sources.push("signal return code");
     }

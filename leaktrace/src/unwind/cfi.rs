@@ -39,6 +39,9 @@ pub(super) enum Origin {
     SignalCode,
     /// No CFI, but the ELF header says that the program begins here.
     EntryPoint,
+    /// Code that the Go compiler made. Its CFI, where it was not stripped, says nothing of frame pointers, which it
+    /// keeps, and is wrong where a function changes the stack.
+    Go,
     /// No CFI but machine code: rows were synthesized. `offset` is the number of the region.
     Synthesized,
 }
@@ -90,10 +93,10 @@ impl<'a> Sections<'a> {
         if let Some(got) = elf.got {
             sections.bases = sections.bases.set_got(got.address);
         }
-        if elf.has_compressed_debug_frame && elf.debug_frame.is_none() {
+        if elf.has_compressed_debug_frame && elf.debug_frame.is_none() && !elf.is_go {
             sections.note("its .debug_frame is compressed");
         }
-        if let Some(section) = elf.debug_frame {
+        if let Some(section) = elf.debug_frame.filter(|_| !elf.is_go) {
             sections.debug_frame = sections.load(source, &section, limits);
         }
         match (elf.eh_frame, elf.eh_frame_header) {
@@ -162,6 +165,9 @@ impl<'a> Sections<'a> {
         };
         index.sort();
         let covered = index.fdes.len();
+        if elf.is_go {
+            return (index, problem.map(|error| error.to_string()));
+        }
         let other = index.add_entries(&self.debug_frame(), self, elf, limits, Origin::DebugFrame);
         index.drop_covered(covered);
         index.sort();
@@ -334,6 +340,10 @@ impl Evaluator<'_> {
             }
             Origin::EntryPoint => {
                 sink(fde.start, rule::plain(kind::OUTERMOST));
+                return;
+            }
+            Origin::Go => {
+                sink(fde.start, rule::plain(kind::GO));
                 return;
             }
             Origin::Synthesized => {

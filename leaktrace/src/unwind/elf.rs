@@ -39,6 +39,8 @@ const STT_FUNC: u8 = 2;
 const STT_GNU_IFUNC: u8 = 10;
 const SHF_COMPRESSED: u64 = 1 << 11;
 const NT_GNU_BUILD_ID: u32 = 3;
+/// Go's build id (cmd/internal/buildid).
+const NT_GO_BUILD_ID: u32 = 4;
 
 /// Why a file yields no unwind table.
 #[derive(Debug)]
@@ -129,6 +131,8 @@ pub struct Elf {
     pub has_compressed_debug_frame: bool,
     /// The GNU build id; empty where there is none.
     pub build_id: Vec<u8>,
+    /// Whether it holds code that the Go compiler made.
+    pub is_go: bool,
 }
 
 impl Elf {
@@ -207,14 +211,33 @@ impl Elf {
                 self.segments.push(Segment { address, file_bytes, file_offset, executable });
             }
             PT_GNU_EH_FRAME => self.eh_frame_header = Some(Section { address, file_offset, file_bytes }),
-            PT_NOTE if self.build_id.is_empty() && file_bytes <= MAX_NOTE_BYTES => {
+            PT_NOTE if file_bytes <= MAX_NOTE_BYTES => {
                 if let Ok(notes) = source.read(file_offset, file_bytes) {
-                    self.build_id = build_id(&notes).unwrap_or_default();
+                    self.add_notes(&notes);
                 }
             }
             _ => {}
         }
         Some(())
+    }
+
+    /// Notes: name size, descriptor size, type, name, descriptor, the two last padded to 4 bytes.
+    fn add_notes(&mut self, mut notes: &[u8]) -> Option<()> {
+        loop {
+            let (name_bytes, id_bytes) = (u32_at(notes, 0)? as usize, u32_at(notes, 4)? as usize);
+            let kind = u32_at(notes, 8)?;
+            let id_at = 12usize.checked_add(name_bytes.checked_next_multiple_of(4)?)?;
+            let id_end = id_at.checked_add(id_bytes)?;
+            match (kind, notes.get(12..16)?) {
+                (NT_GNU_BUILD_ID, b"GNU\0") if self.build_id.is_empty() => {
+                    let id = notes.get(id_at..id_end).filter(|id| id.len() <= MAX_BUILD_ID_BYTES);
+                    self.build_id = id.map(<[u8]>::to_vec).unwrap_or_default();
+                }
+                (NT_GO_BUILD_ID, b"Go\0\0") => self.is_go = true,
+                _ => {}
+            }
+            notes = notes.get(id_end.checked_next_multiple_of(4)?..)?;
+        }
     }
 
     fn read_section_headers(&mut self, source: &Source<'_>, header: &[u8]) -> Option<()> {
@@ -256,27 +279,14 @@ impl Elf {
             self.debug_frame = Some(section);
         } else if is_named(b".debug_frame") || is_named(b".zdebug_frame") {
             self.has_compressed_debug_frame = true;
+        } else if is_named(b".gopclntab") {
+            self.is_go = true;
         } else if is_named(b".text") {
             self.text = Some(section);
         } else if is_named(b".got") {
             self.got = Some(section);
         }
         Some(())
-    }
-}
-
-/// Finds the build id among the notes of a segment: name size, descriptor size, type, name, descriptor, the two
-/// last padded to 4 bytes.
-fn build_id(mut notes: &[u8]) -> Option<Vec<u8>> {
-    loop {
-        let (name_bytes, id_bytes) = (u32_at(notes, 0)? as usize, u32_at(notes, 4)? as usize);
-        let kind = u32_at(notes, 8)?;
-        let id_at = 12usize.checked_add(name_bytes.checked_next_multiple_of(4)?)?;
-        let id_end = id_at.checked_add(id_bytes)?;
-        if kind == NT_GNU_BUILD_ID && notes.get(12..16) == Some(b"GNU\0".as_slice()) {
-            return notes.get(id_at..id_end).filter(|id| id.len() <= MAX_BUILD_ID_BYTES).map(<[u8]>::to_vec);
-        }
-        notes = notes.get(id_end.checked_next_multiple_of(4)?..)?;
     }
 }
 

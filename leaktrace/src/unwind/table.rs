@@ -119,6 +119,8 @@ pub struct TableFacts {
     pub lost_rules: u64,
     /// Whether rows were left out by [`Options::prune`].
     pub is_pruned: bool,
+    /// Bytes of code that the Go compiler made, which is unwound by frame pointers.
+    pub go_bytes: u64,
     /// What is wrong with the file, in words.
     pub problem: Option<String>,
     /// How long it took.
@@ -135,7 +137,11 @@ impl Table {
         if !index.has_signal_frame {
             add_signal_returns(&mut index, &code);
         }
-        let synthesized = match options.synthesize {
+        if elf.is_go {
+            add_entry_point(&mut index, elf);
+            add_go(&mut index, elf);
+        }
+        let synthesized = match options.synthesize && !elf.is_go {
             true => synthesize(&mut index, &code, &source, elf),
             false => Vec::new(),
         };
@@ -215,13 +221,14 @@ fn add_entry_point(index: &mut Index, elf: &Elf) {
     index.add_sorted(vec![Fde { start: elf.entry, end, offset: 0, origin: Origin::EntryPoint }]);
 }
 
-/// Makes entries of the code that nothing describes, with rows from following the code itself.
-fn synthesize(
-    index: &mut Index,
-    code: &Code<'_, '_>,
-    source: &Source<'_>,
-    elf: &Elf,
-) -> Vec<Vec<(u64, Rule)>> {
+/// Makes entries of what is not described in a file of Go's: the code that the Go compiler made.
+fn add_go(index: &mut Index, elf: &Elf) {
+    let go = undescribed(index, elf).into_iter();
+    index.add_sorted(go.map(|(start, end)| Fde { start, end, offset: 0, origin: Origin::Go }).collect());
+}
+
+/// The code that no entry is about, in ranges.
+fn undescribed(index: &Index, elf: &Elf) -> Vec<(u64, u64)> {
     let executable = elf.segments.iter().filter(|segment| segment.executable);
     let mut gaps: Vec<(u64, u64)> = executable
         .flat_map(|segment| index.gaps(segment.address, segment.end()))
@@ -229,6 +236,17 @@ fn synthesize(
         .collect();
     gaps.sort_unstable();
     gaps.dedup_by(|next, before| next.0 < before.1);
+    gaps
+}
+
+/// Makes entries of the code that nothing describes, with rows from following the code itself.
+fn synthesize(
+    index: &mut Index,
+    code: &Code<'_, '_>,
+    source: &Source<'_>,
+    elf: &Elf,
+) -> Vec<Vec<(u64, Rule)>> {
+    let gaps = undescribed(index, elf);
     let bytes: u64 = gaps.iter().map(|(start, end)| end - start).sum();
     if gaps.is_empty() || bytes > MAX_SYNTHESIS_BYTES {
         return Vec::new();
@@ -246,13 +264,17 @@ fn synthesize(
 }
 
 fn count(index: &Index) -> TableFacts {
-    let synthesized = index.fdes.iter().filter(|fde| fde.origin == Origin::Synthesized);
+    let bytes = |origin| {
+        let fdes = index.fdes.iter().filter(move |fde| fde.origin == origin);
+        fdes.map(|fde| fde.end - fde.start).sum::<u64>()
+    };
     let of = |origin| index.fdes.iter().filter(|fde| fde.origin == origin).count() as u64;
     TableFacts {
         eh_frame_fdes: of(Origin::EhFrame),
         debug_frame_fdes: of(Origin::DebugFrame),
         signal_returns: of(Origin::SignalCode),
-        synthesized_bytes: synthesized.map(|fde| fde.end - fde.start).sum(),
+        synthesized_bytes: bytes(Origin::Synthesized),
+        go_bytes: bytes(Origin::Go),
         lost_fdes: index.lost,
         ..TableFacts::default()
     }

@@ -7,6 +7,9 @@ use leaktrace_common::unwind::{
 
 use crate::unwind::rule::{RBP, RBX, RSP};
 
+/// Nothing lies in the first page of memory.
+const PAGE_BYTES: u64 = 4096;
+
 /// The registers that a walk begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Start {
@@ -126,6 +129,7 @@ impl<'t, T: Rules, R: FnMut(u64) -> Option<u64>> Walker<'t, T, R> {
                 self.leave(&rule, self.sp.wrapping_add(8 + 8 * pushed))
             }
             kind::GUESS => self.guess(),
+            kind::GO => self.leave_go_frame(),
             _ => Err(Stop::Unsupported),
         }
     }
@@ -189,6 +193,23 @@ impl<'t, T: Rules, R: FnMut(u64) -> Option<u64>> Walker<'t, T, R> {
         self.ip = return_address;
         self.is_exact = false;
         Ok(return_address | FRAME_GUESSED)
+    }
+
+    /// One frame-pointer step in Go's code, which may lead from the thread's stack to a goroutine's.
+    fn leave_go_frame(&mut self) -> Result<u64, Stop> {
+        let frame = self.rbp()?;
+        if frame == 0 {
+            return Err(Stop::Complete);
+        }
+        let return_address = self.read(frame.wrapping_add(8))?;
+        if return_address < PAGE_BYTES {
+            return Err(Stop::Guessed);
+        }
+        self.rbp = Register::SavedAt(frame);
+        self.sp = frame.wrapping_add(16);
+        self.ip = return_address;
+        self.is_exact = false;
+        Ok(return_address)
     }
 
     fn mapping_at(&self, address: u64) -> Option<&'t Mapping> {

@@ -85,7 +85,13 @@ fn the_build_id_is_found_behind_other_notes() {
     };
     let notes =
         [note(5, b"GNU\0", &[9; 16]), note(3, b"Go\0", &[8; 3]), note(3, b"GNU\0", &[7; 20])].concat();
-    assert_eq!(build_id(&notes), Some(vec![7; 20]));
-    assert_eq!(build_id(&notes[..notes.len() - 1]), None);
-    assert_eq!(build_id(&[0xff; 40]), None);
+    let read = |notes: &[u8]| {
+        let mut elf = Elf::default();
+        elf.add_notes(notes);
+        (elf.build_id, elf.is_go)
+    };
+    assert_eq!(read(&notes), (vec![7; 20], false));
+    assert_eq!(read(&notes[..notes.len() - 1]), (Vec::new(), false));
+    assert_eq!(read(&[0xff; 40]), (Vec::new(), false));
+    assert_eq!(read(&[note(4, b"Go\0", &[8; 83]), notes].concat()), (vec![7; 20], true));
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::unwind::contents::Contents;
-use crate::unwind::{live::Process, table::Options};
+use crate::unwind::{live::Process, rule::plain, table::Options};
 use leaktrace_common::unwind::FRAME_ADDRESS;
 use std::{
     arch::asm,
@@ -163,6 +163,25 @@ fn guessed_frames_are_marked_and_a_chain_that_ends_says_guessed() {
     let stack = walk(start(0x100, 0x100), &guessing(), &Contents::default(), memory(&words));
     assert_eq!(stack.frames, [0x2000, 0x3000 | FRAME_GUESSED, 0x4000 | FRAME_GUESSED]);
     assert_eq!(stack.stop, Stop::Guessed);
+}
+
+/// A file whose only rule is Go's.
+struct Go;
+
+impl Rules for Go {
+    fn rule_at(&self, _: &Mapping, _: u64) -> Option<Rule> {
+        Some(plain(kind::GO))
+    }
+}
+
+#[test]
+fn go_frames_are_followed_to_another_stack_until_the_frame_pointer_is_zero() {
+    let mapping = [Mapping { start: 0x1000, end: 0x9000, bias: 0, first_page: 0, pages: 1, salt: 0 }];
+    let words = [(0x20, 0x40), (0x28, 0x3000), (0x40, 0), (0x48, 0x4000)];
+    let stack = walk(start(0x7000_0000, 0x20), &mapping, &Go, memory(&words));
+    assert_eq!(stack, Stack { frames: vec![0x2000, 0x3000, 0x4000], stop: Stop::Complete });
+    let stack = walk(start(0x7000_0000, 0x30), &mapping, &Go, memory(&words));
+    assert_eq!(stack, Stack { frames: vec![0x2000], stop: Stop::ReadFault });
 }
 
 #[test]

@@ -104,9 +104,9 @@ fn a_file_holds_all_call_stacks_although_few_are_shown() -> Result<()> {
 /// Starts `leaktrace snapshot` and waits until it traces.
 fn start_snapshot(pid: u32, file: &Path, duration: &str) -> Result<Child> {
     let pid = pid.to_string();
-    let words = ["snapshot", "--mode", "exact", "-p", &pid, "--duration", duration, "-o"];
+    let words = ["snapshot", "--mode", "exact", "-p", &pid, "--duration", duration];
     let mut command = leaktrace::command(&words)?;
-    command.arg(file).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.arg("-o").arg(file).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn()?;
     let errors = Lines::new("leaktrace", child.stderr.take().context("no pipe")?);
     let deadline = Instant::now() + PATIENCE;

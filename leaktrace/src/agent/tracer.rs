@@ -354,6 +354,7 @@ impl Tracer {
         }
         let unseen_ns = clock::boot_ns().saturating_sub(life.header.time_ns);
         if let Some(target) = self.targets.get_mut(&pid) {
+            target.unseen_ns = Some(unseen_ns);
             target.notes.push(format!(
                 "what it allocated in its first {:.1} ms was not seen: it was made while its parent was traced \
                  (`leaktrace run` holds new processes until they are traced)",
@@ -793,7 +794,12 @@ impl Tracer {
         new.heap_before_bytes = Some(0);
         new.tally_before = self.maps.tally(pid);
         self.look(&mut new);
+        let files_before: Vec<_> = new.attached.keys().copied().collect();
         self.probe(&mut new);
+        // The new program's calls into files that have probes already were seen from its beginning.
+        if !self.options.holds_children && new.attached.keys().any(|file| !files_before.contains(file)) {
+            new.unseen_ns = Some(clock::boot_ns().saturating_sub(life.header.time_ns));
+        }
         self.own_slot(&new);
         self.targets.insert(pid, new);
         self.take_early_stacks(pid);

@@ -189,7 +189,7 @@ pub struct AutoArgs {
     #[arg(long, value_name = "BYTES", default_value = "16M", value_parser = units::size_bytes,
           requires = "auto", help_heading = "Watching")]
     pub auto_growth: u64,
-    /// for at least this long
+    /// and did so for at least this long
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = units::positive_duration,
           requires = "auto", help_heading = "Watching")]
     pub auto_after: Duration,

@@ -19,17 +19,31 @@
 //!
 //! | module | does | invariant |
 //! |---|---|---|
-//! | [`discover`] | processes, the files they map, the allocators in them | opens files under /proc; attaches nothing |
+//! | [`discover`] | processes, their containers, the files they map, the allocators in them | opens files under /proc; attaches nothing |
 //! | [`attach`] | host facts → plan (which function, instruction, link type) → effects | `plan` and `prologue` are pure; only this module and `drain` talk to bpf(2) |
-//! | [`drain`] | kernel maps and rings → values | `decode` is pure |
+//! | [`drain`] | kernel maps, rings and side-band perf events → values | `decode` is pure |
 //! | [`unwind`] | tables from `.eh_frame` for the kernel's walker, and its twin | reads files, never maps them into memory |
 //! | [`symbolize`] | address → function, file, line, inlined calls, or why not | works after the process is gone |
 //! | [`model`] | blocks, sites, mappings, history, snapshots | opens no file, reads no clock |
 //! | [`analyse`] | sites and their history → findings; one rule a file | pure |
 //! | [`render`] | text for people | pure; escapes what targets say |
-//! | [`export`] | JSON, pprof files, folded stacks, flame graphs; all serialisation | does no more I/O than writing whole files |
-//! | [`agent`] | the loop, targets that come and go, launching a program | owns all state that lives longer than a summary |
+//! | [`export`] | JSON, pprof files, folded stacks, flame graphs, metrics; all serialisation | does no more I/O than writing whole files |
+//! | [`agent`] | the loop, targets that come and go, launching a program, the service | owns all state that lives longer than a summary |
 //! | [`cli`] | one file for each subcommand | prints; nothing else does |
+//!
+//! # The agent's parts
+//! - `tracer` owns the targets. `tracer/standing` makes targets of what [`agent::orders`] mean, when a tracepoint tells of
+//!   an exec, a new name or a move into a control group.
+//! - Side-band perf events tell of each executable mapping ([`drain::sideband`]); `builder` makes tables on a thread of its
+//!   own, `tables` publishes them, `deferred` walks copies of the stacks that came before their tables with the twin of the
+//!   kernel's walker, `naming` names stacks when there is time.
+//! - `governor` decides from what a target's probes cost (`meter`) whether to sample it less or to pause it. It is pure;
+//!   its decisions become events.
+//! - `growth` watches memory without probes: `watcher` reads, [`analyse::memory_growth`] judges, `pilot` says which process
+//!   to sample and for how long.
+//! - `service` runs the tracer by a configuration: `schedule` says when a file is due, `writer` writes it on a thread of its
+//!   own, `store` keeps few, `alerts` judge each summary. `http` answers from the last summary; it never waits for the loop
+//!   except for a whole snapshot.
 //!
 //! # Things that are absent on purpose
 //! - Nothing is injected into a target, written to it, or stopped in it. Only `run` holds its own children, with

@@ -37,8 +37,8 @@ fn help(subcommand: Option<&str>) -> String {
     rendered.to_string()
 }
 
-const COMMANDS: [&str; 9] =
-    ["run", "attach", "ps", "snapshot", "report", "diff", "convert", "flamegraph", "doctor"];
+const COMMANDS: [&str; 10] =
+    ["run", "attach", "ps", "snapshot", "report", "diff", "convert", "flamegraph", "agent", "doctor"];
 
 #[test]
 fn help_texts_are_as_reviewed() {

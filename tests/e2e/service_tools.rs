@@ -106,10 +106,10 @@ impl Prometheus {
             return Ok(0);
         }
         let answer: serde_json::Value = serde_json::from_str(json).with_context(|| text.clone())?;
-        if answer["status"] == "error" {
+        if answer.pointer("/status").is_some_and(|status| status == "error") {
             bail!("{expression}: {answer}");
         }
-        Ok(answer["data"]["result"].as_array().map_or(0, Vec::len))
+        Ok(answer.pointer("/data/result").and_then(serde_json::Value::as_array).map_or(0, Vec::len))
     }
 }
 

@@ -114,13 +114,14 @@ impl Agent {
     /// How often it has done something.
     pub fn work(&self, what: &str) -> Result<u64> {
         let stats = self.json("stats")?;
-        stats["work"][what].as_u64().with_context(|| format!("no count of {what} in {stats}"))
+        let work = stats.get("work").and_then(|work| work.get(what)?.as_u64());
+        work.with_context(|| format!("no count of {what} in {stats}"))
     }
 
     /// Waits until it has done something so often.
     pub fn until_work(&self, what: &str, times: u64) -> Result<()> {
         self.until("stats", &format!("{times} of {what}"), |stats| {
-            (stats["work"][what].as_u64()? >= times).then_some(())
+            (stats.get("work")?.get(what)?.as_u64()? >= times).then_some(())
         })
     }
 

@@ -1,4 +1,6 @@
 //! `leaktrace ps`: processes to choose from.
+use std::io::IsTerminal as _;
+
 use anyhow::Result;
 
 use super::{
@@ -29,7 +31,14 @@ pub(super) fn ps(args: &PsArgs) -> Result<u8> {
     listing.arrange(order, usize::try_from(args.top).unwrap_or(usize::MAX));
     let text = match args.format {
         Format::Json => export::ps::listing(&listing),
-        Format::Text => render::ps::listing(&listing, style_of(Stream::Stdout, args.color)),
+        Format::Text => {
+            let mut style = style_of(Stream::Stdout, args.color);
+            // A table that is piped is read by programs: nothing is cut off.
+            if !std::io::stdout().is_terminal() {
+                style.width = usize::MAX;
+            }
+            render::ps::listing(&listing, style)
+        }
     };
     print(text.as_bytes())
 }

@@ -460,10 +460,10 @@ impl Service {
         };
         match (is_active, alert.severity) {
             (true, Severity::Critical) => {
-                tracing::error!(kind = alert.kind.name(), "critical: {}", alert.message)
+                tracing::error!(kind = alert.kind.name(), "critical: {}", alert.message);
             }
             (true, Severity::Warning) => {
-                tracing::warn!(kind = alert.kind.name(), "warning: {}", alert.message)
+                tracing::warn!(kind = alert.kind.name(), "warning: {}", alert.message);
             }
             (false, _) => tracing::info!(kind = alert.kind.name(), "over: {}", alert.message),
         }

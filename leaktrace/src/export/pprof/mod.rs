@@ -11,7 +11,7 @@
 //! | comments | sentences for people: host, times, mode, losses, notes |
 //! | field 27764 | everything that pprof has no field for, as JSON, `leaktrace.file/1`: not a comment, because pprof prints those above every report |
 //!
-//! [`write`] and [`read`] are inverse to each other but for trailing zeros of lifetimes and empty names. Where
+//! [`write()`] and [`read()`] are inverse to each other but for trailing zeros of lifetimes and empty names. Where
 //! files go is `export::file`'s part.
 
 mod details;

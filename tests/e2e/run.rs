@@ -221,3 +221,21 @@ fn the_id_of_a_site_is_the_same_in_the_next_run() -> Result<()> {
     ensure!(runs.first() == runs.last() && runs.first().is_some_and(|ids| ids.len() >= 3), "{runs:?}");
     Ok(())
 }
+
+#[test]
+fn a_program_that_cannot_be_started_has_the_exit_code_that_shells_give_it() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let text = folder.path().join("text");
+    std::fs::write(&text, "no program")?;
+    let text = text.to_string_lossy();
+    for (program, code, says) in [
+        ("/no/such/program", 127, "No such file"),
+        ("no-such-program", 127, "on PATH"),
+        (&*text, 126, "denied"),
+    ] {
+        let output = leaktrace_tests::leaktrace::output(&["run", "--", program])?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(code) && said.contains(says), "{program}: {said}");
+    }
+    Ok(())
+}

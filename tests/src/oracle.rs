@@ -9,8 +9,10 @@ use crate::{
 };
 use anyhow::{Context, Result, bail, ensure};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     fmt::Write as _,
+    fs::File,
+    io::{BufRead, BufReader},
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -23,7 +25,7 @@ const PATIENCE_FOR_BLOCKS: Duration = Duration::from_secs(5);
 /// Differences shown of one run.
 const SHOWN: usize = 8;
 /// Always: every site with its blocks.
-const FLAGS: &[&str] = &["--format", "json", "--top", "0", "--show-allocs", "--interval", "50ms"];
+const FLAGS: &[&str] = &["--format", "json", "--top", "0", "--show-allocs", "--interval", "200ms"];
 
 /// Where summaries come from.
 trait Summaries {
@@ -44,31 +46,38 @@ impl Summaries for Leaktrace {
 }
 
 /// A file that `leaktrace run` appends to.
-struct Appended<'a> {
-    file: &'a Path,
-    lines: usize,
+struct Appended {
+    file: BufReader<File>,
+    /// The beginning of a line that is not all there.
+    partial: String,
+    lines: VecDeque<String>,
 }
 
-impl Appended<'_> {
-    fn complete_lines(&self) -> Vec<String> {
-        let text = std::fs::read_to_string(self.file).unwrap_or_default();
-        text.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(str::to_owned).collect()
+impl Appended {
+    fn open(path: &Path) -> Result<Appended> {
+        let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(Appended { file: BufReader::new(file), partial: String::new(), lines: VecDeque::new() })
+    }
+
+    fn read(&mut self) -> Result<()> {
+        while self.file.read_line(&mut self.partial)? > 0 && self.partial.ends_with('\n') {
+            self.lines.push_back(std::mem::take(&mut self.partial));
+        }
+        Ok(())
     }
 }
 
-impl Summaries for Appended<'_> {
+impl Summaries for Appended {
     fn waiting(&mut self) -> Result<Vec<Report>> {
-        let lines = self.complete_lines();
-        let new = lines.get(self.lines..).unwrap_or_default();
-        self.lines = lines.len();
-        new.iter().map(|line| Report::parse(line)).collect()
+        self.read()?;
+        self.lines.drain(..).map(|line| Report::parse(&line)).collect()
     }
 
     fn next(&mut self) -> Result<Report> {
         let line = lines::poll("a summary in the file", PATIENCE, || {
-            Ok(self.complete_lines().get(self.lines).cloned())
+            self.read()?;
+            Ok(self.lines.pop_front())
         })?;
-        self.lines += 1;
         Report::parse(&line)
     }
 }
@@ -185,7 +194,7 @@ pub fn run(program: &Path, words: &[&str], environment: &[(&str, &str)], flags: 
     let mut fixture = Fixture::spawn(command)?;
     fixture.wait_ready()?;
     fixture.send("")?;
-    let verdict = listen(&mut fixture, &mut Appended { file: &file, lines: 0 })?;
+    let verdict = listen(&mut fixture, &mut Appended::open(&file)?)?;
     let status = fixture.release()?;
     ensure!(status.success(), "the fixture ended with {status}");
     Ok(verdict)

@@ -97,6 +97,12 @@ pub fn launch(program: &[OsString], follow: bool) -> Result<Launched> {
     Ok(Launched { pid: pid.cast_unsigned(), notices })
 }
 
+/// What a shell's exit code is for a program that [`launch`] could not start, where that is why.
+pub fn exit_code(error: &anyhow::Error) -> Option<u8> {
+    let cause = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>())?;
+    Some(if cause.kind() == io::ErrorKind::NotFound { 127 } else { 126 })
+}
+
 /// Looks a program up as a shell does.
 fn find_program(name: &OsStr) -> Result<CString> {
     let given = Path::new(name);
@@ -111,7 +117,8 @@ fn find_program(name: &OsStr) -> Result<CString> {
             return Ok(candidate);
         }
     }
-    bail!("{}: no such program on PATH", given.display())
+    let message = format!("{}: no such program on PATH", given.display());
+    Err(io::Error::new(io::ErrorKind::NotFound, message).into())
 }
 
 fn is_file(path: &CString) -> bool {

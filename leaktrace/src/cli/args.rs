@@ -87,7 +87,8 @@ const RUN_EXAMPLES: &str = "Examples:
   leaktrace run --combined-only -- ./server       sums only: no stacks, cheapest
 
 The program owns standard input and output; the report goes to standard error, or to -o FILE.
-Exit code: the program's own (128 + signal if it was killed); with --fail-on-leak 3 for a leak.";
+Exit code: the program's own (128 + signal if it was killed); with --fail-on-leak 3 for a leak;
+127 when there is no such program, 126 when it cannot be executed.";
 
 const ATTACH_EXAMPLES: &str = "Examples:
   leaktrace attach -p 1234                  summaries every 5 s until Ctrl-C

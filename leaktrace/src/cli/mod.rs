@@ -36,12 +36,15 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match dispatch(cli) {
         Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            // The report of an error is the one thing that is printed without a sink.
-            let _ = writeln!(std::io::stderr(), "leaktrace: {error:#}");
-            ExitCode::from(FAILED)
-        }
+        Err(error) => ExitCode::from(failed(&error, None)),
     }
+}
+
+/// Says what went wrong; the exit code.
+fn failed(error: &anyhow::Error, code: Option<u8>) -> u8 {
+    // The report of an error is the one thing that is printed without a sink.
+    let _ = writeln!(std::io::stderr(), "leaktrace: {error:#}");
+    code.unwrap_or(FAILED)
 }
 
 fn dispatch(cli: Cli) -> Result<u8> {

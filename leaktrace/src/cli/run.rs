@@ -17,7 +17,7 @@ use crate::agent::{
 /// Traces the program; the exit code is the program's own, or [`LEAKED`].
 ///
 /// # Errors
-/// When the program cannot be started or traced; when the report cannot be written.
+/// When the program cannot be traced; when the report cannot be written.
 pub(super) async fn run(args: &RunArgs) -> Result<u8> {
     trace::check_pid_namespace()?;
     let mut options = trace::options(&args.trace, ModeArg::Exact)?;
@@ -30,7 +30,10 @@ pub(super) async fn run(args: &RunArgs) -> Result<u8> {
     let mut output = WithFile::new(output, file, &args.trace.selection());
     let follow = options.follow;
     let mut tracer = Tracer::new(options, files::selection(&args.trace, args.trace.snapshot.is_some()))?;
-    let launched = launch::launch(&args.program, follow)?;
+    let launched = match launch::launch(&args.program, follow) {
+        Ok(launched) => launched,
+        Err(error) => return Ok(super::failed(&error, launch::exit_code(&error))),
+    };
     let schedule =
         Schedule { interval: args.trace.interval, count: args.trace.count, duration: args.trace.duration };
     let local = tokio::task::LocalSet::new();

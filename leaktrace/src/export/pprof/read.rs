@@ -46,6 +46,7 @@ pub fn read(bytes: &[u8]) -> Result<Snapshot> {
 
 /// [`read`] with other limits.
 pub(super) fn read_within(bytes: &[u8], limits: Limits) -> Result<Snapshot> {
+    ensure!(!bytes.is_empty(), "it is empty");
     let bytes = unpack(bytes, limits.bytes)?;
     let fields = count_fields(&bytes).context("this is not a pprof profile")?;
     ensure!(fields <= limits.fields, "the profile has more than {} fields", limits.fields);

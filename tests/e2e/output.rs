@@ -171,6 +171,55 @@ fn a_size_filter_hides_what_is_outside() -> Result<()> {
 }
 
 #[test]
+fn only_blocks_that_are_older_than_asked_are_shown() -> Result<()> {
+    for (older, is_shown) in [("1ms", true), ("1h", false)] {
+        let case = case()?.flags(&["--older", older]);
+        let mut fixture = case.start(false)?;
+        let mut leaktrace = case.attach(&fixture)?;
+        fixture.act()?;
+        let held = "leak_malloc_large";
+        leaktrace.until_settled("what is shown is as old as asked", |report| {
+            let target = report.target(fixture.pid()).ok_or("no target")?;
+            let shown = target.sites.iter().filter(|site| site.outstanding_count > 0);
+            match (is_shown, shown.clone().any(|site| site.has(held)), shown.count()) {
+                (true, true, _) | (false, _, 0) => Ok(()),
+                (.., count) => Err(format!("{count} sites")),
+            }
+        })?;
+        leaktrace.interrupt()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn sites_come_in_the_order_that_is_asked_for() -> Result<()> {
+    for order in ["bytes", "count", "age"] {
+        let case = case()?.flags(&["--sort", order]);
+        let mut fixture = case.start(false)?;
+        let mut leaktrace = case.attach(&fixture)?;
+        let ledger = fixture.act()?;
+        leaktrace.until_settled("the sites are in order", |report| {
+            case.judge(&ledger, report, fixture.pid())?;
+            let sites = &report.target(fixture.pid()).ok_or("no target")?.sites;
+            let values: Vec<u64> = sites
+                .iter()
+                .map(|site| match order {
+                    "bytes" => site.outstanding_bytes,
+                    "count" => site.outstanding_count,
+                    _ => site.oldest_age_ns.unwrap_or(0),
+                })
+                .collect();
+            values
+                .is_sorted_by(|first, next| first >= next)
+                .then_some(())
+                .ok_or_else(|| format!("{values:?}"))
+        })?;
+        leaktrace.interrupt()?;
+    }
+    Ok(())
+}
+
+#[test]
 fn every_call_is_a_line_with_trace() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("calls");

@@ -243,7 +243,10 @@ fn a_container_that_runs_out_of_memory_is_told_apart_and_its_snapshot_survives_i
 
 #[test]
 fn processes_are_found_by_name_and_by_executable_and_bounded() -> Result<()> {
-    let program = compile::fixture("calls.c", Build::Gcc, &[])?;
+    // A copy: other tests run the fixture at the same time.
+    let folder = tempfile::tempdir()?;
+    let program = folder.path().join("calls");
+    std::fs::copy(compile::fixture("calls.c", Build::Gcc, &[])?, &program)?;
     let path = program.to_string_lossy().into_owned();
     let leaktrace = &mut waiting(&["--exe", &path, "--max-targets", "1"])?;
     let first = Fixture::start(&program, &[], &[])?;

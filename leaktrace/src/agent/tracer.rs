@@ -855,6 +855,7 @@ impl Tracer {
         target.exited = Some(Exited { oom_killed, ..status });
         self.is_urgent |= oom_killed;
         let view = self.view_of(&mut target);
+        tracing::info!(pid, comm = view.comm, held_bytes = view.totals.outstanding_bytes, "ended");
         self.finish(view);
         self.forget_image(&target);
         self.drop_target(target);

@@ -110,13 +110,15 @@ fn named(target: &TargetView) -> String {
 
 /// The innermost function with its source, or where it is.
 fn place(site: &SiteView) -> String {
-    let frame = site.frames.iter().find(|frame| frame.function.is_some()).or(site.frames.first());
-    let Some(Frame { function, file, line, module, .. }) = frame else {
+    let Some(Frame { function, file, line, module, module_offset, .. }) = site.frames.first() else {
         return format!("call stack {}", site.id);
     };
     let mut text = match (function, module) {
         (Some(function), _) => escape(function).to_string(),
-        (None, Some(module)) => escape(base_name(module)).to_string(),
+        (None, Some(module)) => {
+            let place = module_offset.map_or_else(String::new, |offset| format!("+{offset:#x}"));
+            format!("{}{place}", escape(base_name(module)))
+        }
         (None, None) => "unknown code".to_owned(),
     };
     if let (Some(file), Some(line)) = (file, line) {

@@ -136,7 +136,7 @@ impl Tracer {
         }
         match self.add(pid, None, false) {
             Ok(()) => {
-                tracing::debug!(target = self.describe(pid), "traced by a standing order");
+                tracing::info!(pid, comm = candidate.comm, "traced by a standing order");
                 self.note_late(pid, executed_ns);
                 if process::stat(pid).is_none_or(|stat| stat.has_ended) {
                     self.standing.maybe_gone.push(pid);

@@ -232,3 +232,10 @@ macro_rules! on_each_link {
 }
 
 on_each_link!(session multi perf);
+
+/// The linker leaves out what a program does not use: here there is no `free`, and musl's `malloc` is one that needs none.
+#[test]
+fn a_static_program_that_never_frees_is_traced() -> Result<()> {
+    let program = compile::fixture("never_frees.c", Build::MuslStatic, &[])?;
+    Case::new(program).must_have(&["leak_forever"]).run_twin(false).map(drop)
+}

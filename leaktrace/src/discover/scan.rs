@@ -107,7 +107,7 @@ pub fn scan(
     let (throws, heap): (Vec<_>, Vec<_>) =
         best_names(&symbols, table).into_iter().partition(|(_, entry)| entry.class == Class::Throw);
     scan.throws = throws.iter().filter_map(|(symbol, entry)| function(&elf, symbol, entry).ok()).collect();
-    if forced || is_allocator(&heap) {
+    if forced || is_allocator(&heap, elf.is_static()) {
         let defined: HashSet<usize> = symbols.iter().map(|symbol| symbol.name).collect();
         let owner = table.owner(|name| defined.contains(&name));
         scan.owner = Some(owner);
@@ -136,11 +136,12 @@ fn best_names<'t>(symbols: &[Symbol], table: &'t HookTable) -> Vec<(Symbol, &'t 
     best.into_values().collect()
 }
 
-/// C functions that allocate and free: operators alone take their memory from somewhere else.
-fn is_allocator(found: &[(Symbol, &Entry)]) -> bool {
+/// C functions that allocate and free: operators alone take their memory from somewhere else. In a static program that
+/// never frees, the linker left `free` out.
+fn is_allocator(found: &[(Symbol, &Entry)], is_static: bool) -> bool {
     let has =
         |shape: Shape| found.iter().any(|(_, entry)| entry.class == Class::C && entry.hook.shape == shape);
-    has(Shape::Allocate) && has(Shape::Free)
+    has(Shape::Allocate) && (is_static || has(Shape::Free))
 }
 
 fn choose(

@@ -12,6 +12,7 @@ pub(super) const PT_GNU_EH_FRAME: u32 = 0x6474_e550;
 pub(super) const PF_X: u32 = 1;
 
 pub(super) const DT_NULL: u64 = 0;
+pub(super) const DT_NEEDED: u64 = 1;
 pub(super) const DT_PLTRELSZ: u64 = 2;
 pub(super) const DT_HASH: u64 = 4;
 pub(super) const DT_STRTAB: u64 = 5;

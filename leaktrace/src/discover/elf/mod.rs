@@ -78,6 +78,7 @@ struct Dynamic {
     plt_relocations: Range64,
     relocations: Range64,
     soname: Option<u64>,
+    needs_libraries: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -197,6 +198,7 @@ impl<'f> ElfFile<'f> {
                 elf::DT_PLTRELSZ => dynamic.plt_relocations.bytes = value,
                 elf::DT_RELA => dynamic.relocations.start = value,
                 elf::DT_RELASZ => dynamic.relocations.bytes = value,
+                elf::DT_NEEDED => dynamic.needs_libraries = true,
                 elf::DT_SONAME => dynamic.soname = Some(value),
                 _ => {}
             }
@@ -214,6 +216,11 @@ impl<'f> ElfFile<'f> {
         let dynamic = self.dynamic?;
         let bytes = self.read_address(dynamic.strings.checked_add(dynamic.soname?)?, 256)?;
         Some(bytes.split(|byte| *byte == 0).next()?.to_vec())
+    }
+
+    /// Whether it is linked statically: it needs no library.
+    pub fn is_static(&self) -> bool {
+        self.dynamic.is_none_or(|dynamic| !dynamic.needs_libraries)
     }
 
     /// The GNU build id.

@@ -130,8 +130,10 @@ fn end_to_end(filter: Option<&str>) -> Tally {
     if let Err(error) = ready_for_tracing() {
         return Tally::of("end to end", Err(error));
     }
-    let mut cargo =
-        command::cargo(&["test", "-p", "leaktrace-tests", "--features", "e2e", "--test", "e2e", "--"]);
+    // Optimised, as the tests read megabytes of reports.
+    let arguments =
+        ["test", "--release", "-p", "leaktrace-tests", "--features", "e2e", "--test", "e2e", "--"];
+    let mut cargo = command::cargo(&arguments);
     cargo.arg("--test-threads=2").args(filter).env("RUST_BACKTRACE", "0");
     if std::env::var_os(CYCLES).is_none() {
         println!(

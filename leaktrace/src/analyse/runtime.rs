@@ -46,6 +46,8 @@ pub(super) fn is_own(site: &Site, frames: &[Frame]) -> bool {
     }
     frames.iter().take_while(|frame| is_library(frame)).any(is_keeper)
         || frames.iter().all(is_in_runtime_file)
+        // A process that ended before its files were seen: this is its loader.
+        || frames.iter().all(|frame| frame.module.is_none() && frame.function.is_none())
 }
 
 fn starts_with_any(frame: &Frame, starts: &[&str]) -> bool {

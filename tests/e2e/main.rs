@@ -21,6 +21,7 @@ mod sampled;
 mod service;
 mod service_disk;
 mod service_tools;
+mod soak;
 mod stacks;
 mod survival;
 mod threads;

@@ -69,10 +69,10 @@ fn files_are_written_by_time_growth_exit_and_signal_and_few_are_kept() -> Result
 }
 
 /// A small file system; it is unmounted when this is dropped.
-struct Small(PathBuf);
+pub(crate) struct Small(pub(crate) PathBuf);
 
 impl Small {
-    fn mount(path: PathBuf, bytes: u32) -> Result<Small> {
+    pub(crate) fn mount(path: PathBuf, bytes: u32) -> Result<Small> {
         fs::create_dir_all(&path)?;
         let small = Small(path);
         small.call(0, bytes)?;

@@ -94,6 +94,13 @@ impl Group {
         Ok(Group(path))
     }
 
+    /// Makes one beneath it.
+    pub fn beneath(&self, what: &str) -> Result<Group> {
+        let path = self.0.join(name(what));
+        fs::create_dir(&path).with_context(|| format!("cannot make the control group {}", path.display()))?;
+        Ok(Group(path))
+    }
+
     /// Its folder.
     pub fn path(&self) -> &Path {
         &self.0

@@ -1,6 +1,6 @@
 //! Facts from /proc that scenarios check: whether a program's text is as its files have it, memory, children.
 use anyhow::{Context, Result};
-use std::{fs, os::unix::fs::FileExt, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, os::unix::fs::FileExt, path::Path, time::Duration};
 
 /// Places in the text of a process that differ from the mapped files: breakpoints that were left behind. Each as
 /// `file+offset`, at most a few for each file.
@@ -73,6 +73,26 @@ pub fn status_bytes(pid: u32, field: &str) -> Result<u64> {
         .and_then(|(_, value)| value.trim().strip_suffix(" kB"))
         .with_context(|| format!("no {field} in the status of process {pid}"))?;
     Ok(value.trim().parse::<u64>().with_context(|| format!("{field} is {value:?}"))? * 1024)
+}
+
+/// The open files of a process, counted by what they are: `bpf-map`, `bpf-prog`, `perf_event`, `socket`, `file` and
+/// the like.
+pub fn open_files(pid: u32) -> Result<BTreeMap<String, usize>> {
+    let mut kinds = BTreeMap::new();
+    let folder = format!("/proc/{pid}/fd");
+    for entry in fs::read_dir(&folder).with_context(|| format!("no process {pid}"))? {
+        // One that is closed meanwhile is not open.
+        let Ok(link) = fs::read_link(entry?.path()) else { continue };
+        let text = link.to_string_lossy();
+        let kind = match text.split_once(':') {
+            _ if text.starts_with('/') => "file",
+            Some(("anon_inode", kind)) => kind.trim_matches(['[', ']']),
+            Some((kind, _)) => kind,
+            None => "other",
+        };
+        *kinds.entry(kind.to_owned()).or_default() += 1;
+    }
+    Ok(kinds)
 }
 
 /// Processor time that a process has used, good to 10 ms.

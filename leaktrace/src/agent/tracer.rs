@@ -68,6 +68,8 @@ mod standing;
 const CLONE_VM: u64 = 0x0000_0100;
 /// Stacks kept of images that are not known yet.
 const MAX_EARLY_STACKS: usize = 10_000;
+/// How long they are kept: a process that is not known by then was gone before it could be.
+const EARLY_NS: u64 = 30_000_000_000;
 /// Copies of stacks kept of them, of 20 KiB each.
 const MAX_EARLY_COPIES: usize = 256;
 /// Stacks that are named between two looks at the rings.
@@ -782,6 +784,7 @@ impl Tracer {
         self.finish(view);
         self.forget_image(&old);
         let Ok(process) = process::inspect(pid) else {
+            self.standing.missed();
             self.drop_target(old);
             return;
         };
@@ -908,8 +911,10 @@ impl Tracer {
         self.naming.forget(image);
     }
 
-    fn drop_target(&mut self, target: Tracked) {
+    fn drop_target(&mut self, mut target: Tracked) {
         let pid = target.pid();
+        // Many may end at once, and the next ones wait to be probed.
+        self.detach_aside(&mut target);
         self.tally_of_gone.merge(&self.maps.tally(pid));
         self.maps.forget(pid);
         self.symbolizer.forget_process(pid);
@@ -1019,6 +1024,9 @@ impl Tracer {
     pub fn snapshot(&mut self, last: bool) -> Snapshot {
         self.drain();
         self.make_up_for_losses();
+        let now_ns = clock::boot_ns();
+        self.early_stacks.retain(|record| now_ns.saturating_sub(record.header.time_ns) < EARLY_NS);
+        self.early_copies.retain(|record| now_ns.saturating_sub(record.header.time_ns) < EARLY_NS);
         let mut heap: HashMap<ImageKey, Vec<(u64, SiteTotals)>> = HashMap::new();
         let drained = self.maps.for_each_site(|key: SiteKey, totals| {
             heap.entry(ImageKey::from(key)).or_default().push((key.stack, totals));

@@ -229,6 +229,11 @@ impl Links {
         self.slow_to_close |= other.slow_to_close;
         self.fds.append(&mut other.fds);
     }
+
+    /// Whether nothing is attached by them.
+    pub fn is_empty(&self) -> bool {
+        self.fds.is_empty()
+    }
 }
 
 impl Drop for Links {

@@ -158,8 +158,12 @@ macro_rules! tallies {
 tallies! {
     /// Summaries that were made.
     Summaries = "summaries";
-    /// Processes that matched but were not traced: gone, not traceable, or a limit was reached.
+    /// Processes that matched but were not traced: not traceable, or a limit was reached.
     TargetsRefused = "targets_refused";
+    /// Processes that ended before they could be traced; of those that were gone at once it is not known whether they matched.
+    TargetsMissed = "targets_missed";
+    /// Traced processes that ended, as summaries showed them.
+    TargetsEnded = "targets_ended";
     /// Ended processes that were dropped before they were in a file.
     EndedDropped = "ended_dropped";
     /// Snapshot files that were written.

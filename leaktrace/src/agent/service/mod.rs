@@ -129,6 +129,8 @@ struct Service {
     watch: Option<Watch>,
     /// Processes that were not traced, when they were last counted.
     refused: u64,
+    /// Processes that ended before they could be traced, when they were last counted.
+    missed: u64,
     schedule: Schedule,
     evaluator: Evaluator,
     meter: Meter,
@@ -176,6 +178,7 @@ pub async fn run(config: Config, path: Option<&Path>, set_level: SetLevel) -> Re
         notifier: Notifier::new(),
         watch: watch(&config),
         refused: 0,
+        missed: 0,
         schedule: Schedule::default(),
         evaluator: Evaluator::default(),
         meter: Meter::new(),
@@ -301,9 +304,10 @@ impl Service {
         let limits = &self.config.limits;
         let is_full = self.own.map_bytes > limits.map_memory.0 || self.own.rss_bytes > limits.rss.0;
         self.tracer.bound_targets(if is_full { 0 } else { most_targets(&self.config) });
-        let refused = self.tracer.refused();
+        let (refused, missed) = (self.tracer.refused(), self.tracer.missed());
         self.shared.counts.add_many(Work::TargetsRefused, refused.saturating_sub(self.refused));
-        self.refused = refused;
+        self.shared.counts.add_many(Work::TargetsMissed, missed.saturating_sub(self.missed));
+        (self.refused, self.missed) = (refused, missed);
     }
 
     /// A snapshot with all call stacks, with processes that ended since the last file.
@@ -347,6 +351,7 @@ impl Service {
             snapshot.targets.iter().filter(|target| !is_live(target)).cloned().collect();
         for target in gone {
             self.schedule.ended(&target);
+            self.shared.counts.add_many(Work::TargetsEnded, u64::from(target.exited.is_some()));
             let target = Arc::new(target);
             self.ended.push_back(Arc::clone(&target));
             if self.ended.len() > MAX_ENDED_SHOWN {

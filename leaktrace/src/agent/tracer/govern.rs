@@ -18,6 +18,8 @@ use crate::{
 
 /// A kernel program may still run for this long after it was told not to record.
 const IN_FLIGHT_NS: u64 = 1_000_000;
+/// Processes that are detached from at once, each by a thread; of more, the loop waits.
+const MAX_DETACHING: usize = 64;
 /// Decisions kept until the next snapshot.
 const MAX_DECISIONS: usize = 1000;
 
@@ -105,10 +107,15 @@ impl Tracer {
     }
 
     /// Detaches without waiting for it: under load the kernel may take seconds, while the rings fill.
-    fn detach_aside(&mut self, target: &mut Tracked) {
+    pub(super) fn detach_aside(&mut self, target: &mut Tracked) {
         let attached = target.attached.values_mut();
-        let links: Vec<Links> = attached.map(|attached| std::mem::take(&mut attached.links)).collect();
+        let mut links: Vec<Links> = attached.map(|attached| std::mem::take(&mut attached.links)).collect();
+        links.retain(|links| !links.is_empty());
         self.detaching.retain(|_, thread| !thread.is_finished());
+        if links.is_empty() || self.detaching.len() >= MAX_DETACHING {
+            return;
+        }
+        self.wait_for_detaching(target.pid());
         self.detaching.insert(target.pid(), std::thread::spawn(move || drop(links)));
     }
 

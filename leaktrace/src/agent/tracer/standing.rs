@@ -47,10 +47,19 @@ pub(super) struct Standing {
     refused: u64,
     /// Meant, but gone before their probes were set.
     missed: u64,
+    /// Executed a program and gone before it could be asked whether they are meant.
+    unseen: u64,
     /// Added, and seen to have ended since: no word of it may come.
     maybe_gone: Vec<u32>,
     /// Notices that were lost.
     lost: u64,
+}
+
+impl Standing {
+    /// A process that was meant ended before it could be traced.
+    pub(super) fn missed(&mut self) {
+        self.missed += 1;
+    }
 }
 
 impl Tracer {
@@ -82,6 +91,11 @@ impl Tracer {
     /// How often a process that was meant was not traced: too many targets, or it could not be.
     pub fn refused(&self) -> u64 {
         self.standing.refused
+    }
+
+    /// How many processes ended before they could be traced; of some it is not known whether they were meant.
+    pub fn missed(&self) -> u64 {
+        self.standing.missed + self.standing.unseen
     }
 
     /// Whether processes may come that are to be traced.
@@ -117,7 +131,10 @@ impl Tracer {
             return;
         }
         let standing = &mut self.standing;
-        let Some(candidate) = Candidate::read(pid, &mut standing.containers) else { return };
+        let Some(candidate) = Candidate::read(pid, &mut standing.containers) else {
+            standing.unseen += u64::from(executed_ns.is_some());
+            return;
+        };
         if !standing.orders.want(&candidate) {
             let is_unnamed = candidate.container.is_some_and(|container| !container.names.has_labels);
             if is_unnamed && standing.orders.name_containers() && standing.unnamed.len() < MAX_REMEMBERED {
@@ -159,7 +176,7 @@ impl Tracer {
         let reason = match error.downcast_ref::<ProcessError>() {
             Some(ProcessError::Gone(_) | ProcessError::Zombie(_)) => {
                 tracing::debug!(?candidate, "gone before it could be traced");
-                self.standing.missed += 1;
+                self.standing.missed();
                 return;
             }
             Some(ProcessError::KernelThread(_) | ProcessError::Thread { .. }) => return,
@@ -183,7 +200,7 @@ impl Tracer {
         for pid in std::mem::take(&mut self.standing.maybe_gone) {
             if let Some(target) = self.targets.remove(&pid) {
                 tracing::debug!(pid, comm = target.process.comm, "gone before its probes were set");
-                self.standing.missed += 1;
+                self.standing.missed();
                 self.forget_image(&target);
                 self.drop_target(target);
             }

@@ -1,15 +1,21 @@
 //! The soak: what months bring, in a minute and a half. Processes start and die twenty times a second, containers come
 //! and go, the disk fills and is freed, everybody asks at once, the configuration changes and changes back; then the
 //! agent must be as it was: alive, no larger, nothing lost, nothing left open. `LEAKTRACE_SOAK` is how many seconds it
-//! takes: 1800 for the whole of it.
-use crate::{service::rounds, service_disk::Small};
+//! takes: 1800 for the whole of it. And leaktrace traces itself, which must find no leak.
+#![expect(clippy::print_stdout, reason = "a long test says what it has measured")]
+use crate::{
+    service::{self, rounds},
+    service_disk::Small,
+};
 use anyhow::{Context, Result, bail, ensure};
 use leaktrace_tests::{
     agent::{Agent, PATIENCE},
     compile::{self, Build},
     container::{Bundle, Group, Root},
     fixture::Fixture,
-    http, lines, proc,
+    http,
+    leaktrace::Leaktrace,
+    lines, proc,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -504,5 +510,82 @@ fn the_agent_bears_what_months_bring() -> Result<()> {
     let log = agent.log();
     ensure!(!log.contains("panicked"), "{log}");
     fixture.release()?;
+    Ok(())
+}
+
+/// Summaries of the agent before it is traced, and of the one that traces it.
+const WARM: u64 = 40;
+const WATCHED: usize = 20;
+
+#[test]
+fn leaktrace_traces_itself_and_finds_no_leak() -> Result<()> {
+    let mut fixture = rounds("soak-self")?;
+    let pid = fixture.pid();
+    let mut agent = Agent::start(&service::config(&format!("\"pid:{pid}\""), ""))?;
+    let over = AtomicBool::new(false);
+    let (acted, asked) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (last, counted) = thread::scope(|scope| {
+        let work = scope.spawn(|| -> Result<()> {
+            let paths = ["health", "targets", "leaks", "report", "stats", "openapi.json"];
+            while !over.load(Ordering::Relaxed) {
+                fixture.act()?;
+                acted.fetch_add(1, Ordering::Relaxed);
+                for path in paths.map(|path| format!("/api/v1/{path}")) {
+                    ensure!(agent.get(&path)?.status == 200, "{path}");
+                    asked.fetch_add(1, Ordering::Relaxed);
+                }
+                for path in ["/metrics", "/debug/pprof/heap"] {
+                    ensure!(agent.get(path)?.status == 200, "{path}");
+                }
+                thread::sleep(Duration::from_millis(200));
+            }
+            Ok(())
+        });
+        let watch = || -> Result<_> {
+            agent.until_work("summaries", WARM)?;
+            let mut leaktrace = Leaktrace::attach(&[agent.pid()], &["--interval", "1s"])?;
+            let mut counted = 0;
+            while counted < WATCHED {
+                let report = leaktrace.next_report()?.context("leaktrace has ended")?;
+                counted += usize::from(report.target(agent.pid()).is_some());
+            }
+            Ok((leaktrace.interrupt()?, counted))
+        };
+        let watched = watch();
+        over.store(true, Ordering::Relaxed);
+        work.join().map_err(|_| anyhow::anyhow!("the worker failed"))??;
+        watched
+    })?;
+    agent.until_held(pid, acted.load(Ordering::Relaxed) * 100_000)?;
+    let target = last.target(agent.pid()).context("the agent is no target")?;
+    println!(
+        "{counted} summaries, {} requests, {} allocations, {} bytes outstanding at {} sites, losses {:?}",
+        asked.load(Ordering::Relaxed),
+        target.allocated_count,
+        target.outstanding_bytes,
+        target.sites.len(),
+        target.losses
+    );
+    ensure!(target.allocated_count > 10_000, "the agent allocated {} times only", target.allocated_count);
+    let own = |site: &&leaktrace_tests::report::Site| {
+        let mut functions = site.frames.iter().filter_map(|frame| frame.function.as_deref());
+        functions.any(|function| function.contains("leaktrace::agent::"))
+    };
+    let named = target.sites.iter().filter(own).count();
+    ensure!(
+        named * 2 > target.sites.len(),
+        "{named} of {} sites name the agent's functions",
+        target.sites.len()
+    );
+    let sure: Vec<String> = target
+        .sites
+        .iter()
+        .filter(|site| site.finding.as_ref().is_some_and(|finding| finding["confidence"] == "high"))
+        .map(|site| format!("{} bytes, {:?}: {}", site.outstanding_bytes, site.finding, site.stack()))
+        .collect();
+    ensure!(sure.is_empty(), "the agent leaks: {}", sure.join("\n"));
+    ensure!(agent.stop()?.success(), "{}", agent.log());
+    ensure!(!agent.log().contains("panicked"), "{}", agent.log());
+    ensure!(fixture.release()?.success());
     Ok(())
 }

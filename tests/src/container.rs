@@ -1,5 +1,6 @@
 //! Containers for scenarios: a root folder with a program in it, and ways to run it there: chroot in namespaces and a
 //! control group of its own, a bundle under runc, an image under podman. No network, no registry.
+#![expect(clippy::indexing_slicing, reason = "a key that JSON lacks is null, or made")]
 use crate::fixture::Fixture;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};

@@ -21,6 +21,7 @@ mod run;
 mod sampled;
 mod service;
 mod service_disk;
+mod service_life;
 mod service_tools;
 mod soak;
 mod stacks;

@@ -187,7 +187,7 @@ fn a_reload_keeps_what_was_traced_and_a_wrong_one_changes_nothing() -> Result<()
 }
 
 /// A server that takes one message after the other; the first `refused` are answered with 500.
-fn receiver(refused: usize) -> Result<(String, mpsc::Receiver<serde_json::Value>)> {
+pub(crate) fn receiver(refused: usize) -> Result<(String, mpsc::Receiver<serde_json::Value>)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = format!("http://{}/", listener.local_addr()?);
     let (sender, messages) = mpsc::channel();

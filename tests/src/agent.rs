@@ -35,12 +35,18 @@ impl Agent {
 
     /// The same in a folder that is there already.
     pub fn start_in(folder: TempDir, config: &str) -> Result<Agent> {
+        Agent::start_with(folder, config, &[])
+    }
+
+    /// The same with more in its environment.
+    pub fn start_with(folder: TempDir, config: &str, environment: &[(&str, &str)]) -> Result<Agent> {
         need_root()?;
         let path = folder.path().join("leaktrace.toml");
         fs::write(&path, filled(config, folder.path()))?;
         let mut command = Command::new(binary()?);
         command.arg("agent").arg("-c").arg(&path).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(Stdio::piped()).env("LEAKTRACE_LOG", "info").env("NO_COLOR", "1");
+        command.envs(environment.iter().copied());
         let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
         let log = Transcript::new(child.stderr.take().context("no standard error")?);
         let mut agent = Agent { child, log, address: String::new(), config: path, folder };
@@ -49,7 +55,7 @@ impl Agent {
                 bail!("the agent ended with {status}: {}", agent.log.text());
             }
             let said = agent.log.text();
-            let address = said.split("answering on ").nth(1).and_then(|rest| rest.split_once('\n'));
+            let address = said.split("answering on ").nth(1).and_then(|rest| rest.split_once(['\n', '"']));
             Ok(address.map(|(address, _)| address.trim().to_owned()))
         })?;
         Ok(agent)

@@ -1,6 +1,6 @@
 //! `cargo xtask dist`: the binary that is given to others: optimised, static where the toolchain allows, stripped,
 //! with the kernel side inside. It is tried out before its size is printed.
-use crate::{command, setup};
+use crate::{command, deb, setup};
 use anyhow::{Context, Result, bail};
 use std::{
     fs,
@@ -10,8 +10,8 @@ use std::{
 /// A larger file than this is a mistake.
 const LARGEST_BYTES: u64 = 20_000_000;
 
-/// Builds it.
-pub(crate) fn run() -> Result<()> {
+/// Builds it, and a Debian package of it where that is asked for.
+pub(crate) fn run(with_deb: bool) -> Result<()> {
     setup::run(false)?;
     let target = target()?;
     println!("building for {target}, static …");
@@ -28,6 +28,17 @@ pub(crate) fn run() -> Result<()> {
     }
     if bytes > LARGEST_BYTES {
         bail!("{bytes} bytes are more than {LARGEST_BYTES}");
+    }
+    // Where packaging finds it, whatever it was built for.
+    let folder = command::root().join("target/dist");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let copy = folder.join("leaktrace");
+    fs::copy(&file, &copy)
+        .with_context(|| format!("cannot copy {} to {}", file.display(), copy.display()))?;
+    if with_deb {
+        let package = deb::run(&folder)?;
+        let bytes = fs::metadata(&package).with_context(|| format!("no {}", package.display()))?.len();
+        println!("{}: {:.1} MB", package.display(), bytes as f64 / 1e6);
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 
 mod bench;
 mod command;
+mod deb;
 mod demo;
 mod dist;
 mod setup;
@@ -39,7 +40,11 @@ enum Task {
     /// What tracing costs, as ratios measured in one run (as root); prints a Markdown table.
     Bench(bench::Options),
     /// Build the binary that is given to others: static where the toolchain allows, stripped.
-    Dist,
+    Dist {
+        /// Also make a Debian package of it.
+        #[arg(long)]
+        deb: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -48,7 +53,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test { part, filter } => return test::run(part, filter.as_deref()),
         Task::Bench(options) => bench::run(&options),
-        Task::Dist => dist::run(),
+        Task::Dist { deb } => dist::run(deb),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -61,6 +61,8 @@ pub struct Tracked {
     pub notes: Vec<String>,
     /// Set when the process ended.
     pub exited: Option<Exited>,
+    /// It was gone at the last summary, and no word of its end had come.
+    pub seems_gone: bool,
     /// Executable mappings changed in a way that is not known: look again.
     pub is_stale: bool,
     /// A file was mapped that may hold an allocator.

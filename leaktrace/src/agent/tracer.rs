@@ -62,6 +62,8 @@ use crate::{
     symbolize::{self, AddressSpace, MapLine, Modules, Symbolizer},
 };
 
+mod burial;
+pub mod held;
 mod standing;
 
 /// linux/sched.h: the child shares its parent's memory.
@@ -424,6 +426,7 @@ impl Tracer {
             tally_before: Tally::ZERO,
             notes: Vec::new(),
             exited: None,
+            seems_gone: false,
             is_stale: false,
             has_new_files: false,
             looked_ns: 0,
@@ -846,15 +849,19 @@ impl Tracer {
     }
 
     fn ended(&mut self, life: &Life) {
-        let pid = life.header.tgid;
-        self.vforked.remove(&pid);
+        self.vforked.remove(&life.header.tgid);
+        let knows = self.kernel.knows_exit_status();
+        let status = if knows { exited(life.status) } else { Exited::default() };
+        self.finish_target(life.header.tgid, status);
+    }
+
+    /// The process has ended: what is known of it is in the next snapshot.
+    fn finish_target(&mut self, pid: u32, status: Exited) {
         self.drain_stacks();
         let Some(mut target) = self.targets.remove(&pid) else { return };
         self.finish_all_copies(Some(target.image));
         self.name_all(Some(target.image));
-        let knows = self.kernel.knows_exit_status();
         let oom_killed = target.oom.is_some();
-        let status = if knows { exited(life.status) } else { Exited::default() };
         target.exited = Some(Exited { oom_killed, ..status });
         self.is_urgent |= oom_killed;
         let view = self.view_of(&mut target);
@@ -1024,9 +1031,7 @@ impl Tracer {
     pub fn snapshot(&mut self, last: bool) -> Snapshot {
         self.drain();
         self.make_up_for_losses();
-        let now_ns = clock::boot_ns();
-        self.early_stacks.retain(|record| now_ns.saturating_sub(record.header.time_ns) < EARLY_NS);
-        self.early_copies.retain(|record| now_ns.saturating_sub(record.header.time_ns) < EARLY_NS);
+        self.bury();
         let mut heap: HashMap<ImageKey, Vec<(u64, SiteTotals)>> = HashMap::new();
         let drained = self.maps.for_each_site(|key: SiteKey, totals| {
             heap.entry(ImageKey::from(key)).or_default().push((key.stack, totals));

@@ -18,6 +18,8 @@ const EM_X86_64: u16 = 62;
 const ELFCLASS64: u8 = 2;
 /// PF_KTHREAD of linux/sched.h, in the flags field of `/proc/PID/stat`.
 const PF_KTHREAD: u64 = 0x0020_0000;
+/// PF_EXITING: set before the kernel tells of the exit, and some time before the process is a zombie.
+const PF_EXITING: u64 = 0x0000_0004;
 
 /// What tells one process from a later one with the same pid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -164,7 +166,7 @@ pub fn inspect(pid: u32) -> Result<Process, ProcessError> {
     if stat.flags & PF_KTHREAD != 0 {
         return Err(ProcessError::KernelThread(pid));
     }
-    if matches!(stat.state, b'Z' | b'X') {
+    if stat.has_ended() {
         return Err(ProcessError::Zombie(pid));
     }
     let status = read_bounded(pid, "status", MAX_STATUS_BYTES)?;
@@ -275,7 +277,7 @@ pub fn memory(pid: u32) -> Option<Memory> {
 pub struct Vitals {
     /// It has no user memory.
     pub is_kernel_thread: bool,
-    /// It waits for its parent, or is not there any more.
+    /// It is ending, waits for its parent, or is not there any more.
     pub has_ended: bool,
     /// It has the memory of a new program, which is not there yet.
     pub in_exec: bool,
@@ -288,7 +290,7 @@ pub fn stat(pid: u32) -> Option<Vitals> {
     let stat = parse_stat(&read_bounded(pid, "stat", MAX_STATUS_BYTES).ok()?)?;
     Some(Vitals {
         is_kernel_thread: stat.flags & PF_KTHREAD != 0,
-        has_ended: matches!(stat.state, b'Z' | b'X'),
+        has_ended: stat.has_ended(),
         in_exec: stat.start_code == 0,
         start_ticks: stat.start_ticks,
     })
@@ -321,6 +323,12 @@ struct Stat {
     start_ticks: u64,
     /// 0 until an exec is complete; 1 where it may not be known.
     start_code: u64,
+}
+
+impl Stat {
+    fn has_ended(&self) -> bool {
+        matches!(self.state, b'Z' | b'X') || self.flags & PF_EXITING != 0
+    }
 }
 
 /// Fields are counted after the last `)`: the name in between may hold anything.

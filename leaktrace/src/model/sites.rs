@@ -81,6 +81,11 @@ impl Corrections {
         self.count += 1;
     }
 
+    /// Bytes and blocks that were counted of blocks found to be gone.
+    pub fn freed(&self) -> (u64, u64) {
+        self.freed.values().fold((0, 0), |sum, (bytes, blocks)| (sum.0 + bytes, sum.1 + blocks))
+    }
+
     /// How many: part of the loss `missed_frees`.
     pub fn count(&self) -> u64 {
         self.count

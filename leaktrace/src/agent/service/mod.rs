@@ -2,7 +2,7 @@
 //! files are made here, one after the other, in the thread that owns the tracer; answering requests, writing files
 //! and posting alerts have threads of their own and see immutable views only.
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -46,7 +46,7 @@ use super::{
     options::TraceOptions,
     orders::Orders,
     session::Rings,
-    tracer::Tracer,
+    tracer::{Tracer, held::Held},
 };
 use crate::{
     attach::object::Sizes,
@@ -137,6 +137,8 @@ struct Service {
     own: OwnUse,
     faults: Vec<OwnFault>,
     snapshot: Arc<Snapshot>,
+    /// What targets have come to hold since the last summary, if it is long ago.
+    held: BTreeMap<u32, Held>,
     seen: BTreeMap<TargetKey, Seen>,
     limits: BTreeMap<TargetKey, MemoryLimit>,
     ended: VecDeque<Arc<TargetView>>,
@@ -185,6 +187,7 @@ pub async fn run(config: Config, path: Option<&Path>, set_level: SetLevel) -> Re
         own: OwnUse::default(),
         faults: Vec::new(),
         snapshot: Arc::default(),
+        held: BTreeMap::new(),
         seen: BTreeMap::new(),
         limits: BTreeMap::new(),
         ended: VecDeque::new(),
@@ -250,9 +253,7 @@ impl Service {
                     next_evaluation = Instant::now() + EVALUATE;
                 }
                 Event::Evaluate => {
-                    self.look_at_limits();
-                    self.evaluate();
-                    self.publish();
+                    self.between();
                     next_evaluation = Instant::now() + EVALUATE;
                 }
                 Event::Command(Some(command)) => self.command(command),
@@ -273,7 +274,6 @@ impl Service {
 
     /// A summary with all that follows from it.
     fn tick(&mut self) {
-        self.bound_targets();
         let now = clock::wall_ns();
         if self.shared.write_error().is_some() {
             self.schedule.ask(Reason::Retry);
@@ -286,6 +286,38 @@ impl Service {
                 self.take(Arc::new(snapshot));
             }
         }
+    }
+
+    /// Between two rare summaries: alerts by what targets hold now.
+    fn between(&mut self) {
+        let live = self.snapshot.targets.iter().filter(|target| is_live(target));
+        let shown: BTreeSet<u32> = live.map(|target| target.pid).collect();
+        if !self.tracer.pids().iter().eq(&shown) {
+            // Somebody came or went, of whom nothing or too much is known.
+            self.tick();
+            return;
+        }
+        self.held = self.tracer.held();
+        let time = clock::wall_ns();
+        self.shared.change_series(|series| {
+            for target in self.snapshot.targets.iter().filter(|target| is_live(target)) {
+                if let Some(held) = self.held.get(&target.pid) {
+                    let Held { outstanding_bytes, outstanding_count, allocated_bytes } = *held;
+                    let rss_bytes = None;
+                    let point = SeriesPoint {
+                        time,
+                        outstanding_bytes,
+                        outstanding_count,
+                        allocated_bytes,
+                        rss_bytes,
+                    };
+                    series.record(key(target), point);
+                }
+            }
+        });
+        self.look_at_limits();
+        self.evaluate();
+        self.publish();
     }
 
     /// Looks for growth; gives the time to the next look.
@@ -370,7 +402,9 @@ impl Service {
             tracing::info!(pid = event.pid, comm = event.comm, "{}", event.reason);
         }
         self.snapshot = snapshot;
+        self.held.clear();
         self.spare();
+        self.bound_targets();
         self.look_at_limits();
         self.evaluate();
         self.publish();
@@ -438,7 +472,8 @@ impl Service {
                 (Some(left), Some(growth)) if growth > 0.0 => Some(left / growth * 3600.0),
                 _ => None,
             };
-            let outstanding_bytes = target.totals.outstanding_bytes;
+            let held = self.held.get(&target.pid).map(|held| held.outstanding_bytes);
+            let outstanding_bytes = held.unwrap_or(target.totals.outstanding_bytes);
             let limit_share = limit.map(MemoryLimit::share);
             self.seen.insert(key, Seen { outstanding_bytes, limit_share });
             observed.insert(

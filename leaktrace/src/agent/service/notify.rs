@@ -1,7 +1,8 @@
 //! Tells systemd how the service is: ready, reloading, stopping, alive. Without systemd nothing happens.
 //! See sd_notify(3).
 use std::{
-    env,
+    cell::RefCell,
+    env, io,
     os::{
         linux::net::SocketAddrExt as _,
         unix::net::{SocketAddr, UnixDatagram},
@@ -9,10 +10,15 @@ use std::{
     time::Duration,
 };
 
+/// How long a manager that does not read is waited for; nothing may hold up tracing for longer.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// The socket of the service manager.
 #[derive(Debug, Default)]
 pub struct Notifier {
     socket: Option<(UnixDatagram, SocketAddr)>,
+    /// What it was told last of the state.
+    status: RefCell<String>,
     watchdog: Option<Duration>,
 }
 
@@ -20,14 +26,14 @@ impl Notifier {
     /// By the environment.
     pub fn new() -> Notifier {
         let address = env::var("NOTIFY_SOCKET").ok().and_then(|name| address(&name));
-        let socket = address.and_then(|address| Some((UnixDatagram::unbound().ok()?, address)));
+        let socket = address.and_then(|address| Some((socket().ok()?, address)));
         let is_ours = env::var("WATCHDOG_PID").map_or(true, |pid| pid.parse() == Ok(std::process::id()));
         let watchdog = env::var("WATCHDOG_USEC")
             .ok()
             .and_then(|text| text.parse().ok())
             .filter(|usec: &u64| is_ours && *usec > 0)
             .map(Duration::from_micros);
-        Notifier { socket, watchdog }
+        Notifier { socket, watchdog, ..Notifier::default() }
     }
 
     /// How often [`Notifier::alive`] is due, where a watchdog waits for it.
@@ -42,7 +48,9 @@ impl Notifier {
 
     /// The loop is alive.
     pub fn alive(&self) {
-        self.send("WATCHDOG=1");
+        if self.watchdog.is_some() {
+            self.mention("WATCHDOG=1");
+        }
     }
 
     /// A new configuration is being read; [`Notifier::ready`] follows.
@@ -59,9 +67,21 @@ impl Notifier {
         self.send("STOPPING=1");
     }
 
-    /// One line for `systemctl status`.
+    /// One line for `systemctl status`, where it is news.
     pub fn status(&self, text: &str) {
-        self.send(&format!("STATUS={}", text.replace(['\n', '\0'], " ")));
+        if self.status.replace(text.to_owned()) != text {
+            self.mention(&format!("STATUS={}", text.replace(['\n', '\0'], " ")));
+        }
+    }
+
+    /// What is said again soon is not waited for.
+    fn mention(&self, text: &str) {
+        if let Some((socket, address)) = &self.socket
+            && socket.set_nonblocking(true).is_ok()
+        {
+            let _ = socket.send_to_addr(text.as_bytes(), address);
+            let _ = socket.set_nonblocking(false);
+        }
     }
 
     fn send(&self, text: &str) {
@@ -70,6 +90,12 @@ impl Notifier {
             let _ = socket.send_to_addr(text.as_bytes(), address);
         }
     }
+}
+
+fn socket() -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    Ok(socket)
 }
 
 fn address(name: &str) -> Option<SocketAddr> {
@@ -89,8 +115,9 @@ mod tests {
         let path = folder.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
         let notifier = Notifier {
-            socket: Some((UnixDatagram::unbound().unwrap(), address(path.to_str().unwrap()).unwrap())),
+            socket: Some((socket().unwrap(), address(path.to_str().unwrap()).unwrap())),
             watchdog: Some(Duration::from_secs(10)),
+            ..Notifier::default()
         };
         assert_eq!(notifier.period(), Some(Duration::from_secs(5)));
         let hear = || {
@@ -103,7 +130,25 @@ mod tests {
         notifier.reloading();
         assert!(hear().starts_with("RELOADING=1\nMONOTONIC_USEC="));
         notifier.status("two\nlines");
+        notifier.status("two\nlines");
+        notifier.alive();
         assert_eq!(hear(), "STATUS=two lines");
+        assert_eq!(hear(), "WATCHDOG=1");
         Notifier::default().ready();
+    }
+
+    #[test]
+    fn a_manager_that_does_not_read_holds_nobody_up_for_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let _manager = UnixDatagram::bind(&path).unwrap();
+        let (socket, address) = (socket().unwrap(), address(path.to_str().unwrap()).unwrap());
+        let notifier = Notifier {
+            socket: Some((socket, address)),
+            watchdog: Some(Duration::from_secs(1)),
+            ..Notifier::default()
+        };
+        (0..10_000).for_each(|_| notifier.alive());
+        notifier.stopping();
     }
 }

@@ -126,7 +126,7 @@ impl Tracer {
     }
 
     /// Makes the process a target if an order means it. `executed_ns` is when its program began, if that is news.
-    fn consider(&mut self, pid: u32, executed_ns: Option<u64>) {
+    pub(super) fn consider(&mut self, pid: u32, executed_ns: Option<u64>) {
         if self.targets.contains_key(&pid) {
             return;
         }

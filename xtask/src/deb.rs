@@ -1,0 +1,94 @@
+//! `cargo xtask dist --deb`: a Debian package of the binary that `dist` has made, with manual pages and completions that
+//! this binary writes itself. What is packaged and where it goes is in `leaktrace/Cargo.toml`; cargo-deb builds it.
+use crate::command;
+use anyhow::{Context, Result, bail};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// The version that the packaging was written for.
+const CARGO_DEB: &str = "3.8.0";
+/// Completions: the shell, and what its file is called.
+const SHELLS: [(&str, &str); 3] = [("bash", "leaktrace"), ("zsh", "_leaktrace"), ("fish", "leaktrace.fish")];
+
+/// Packages what is in `folder`, where the binary is; returns the package.
+pub(crate) fn run(folder: &Path) -> Result<PathBuf> {
+    let tool = tool()?;
+    let binary = folder.join("leaktrace");
+    manual(&binary, &folder.join("man"))?;
+    completions(&binary, &folder.join("completions"))?;
+    println!("packaging …");
+    let mut deb = command::clean(&tool);
+    deb.args(["--quiet", "--package", "leaktrace", "--no-build", "--no-strip", "--output"]).arg(folder);
+    let said = command::capture(deb.current_dir(command::root()))?;
+    let package = said.lines().last().map(str::trim).filter(|line| line.ends_with(".deb"));
+    let package = PathBuf::from(package.with_context(|| format!("cargo-deb names no package: {said:?}"))?);
+    if command::find("dpkg-deb").is_some() {
+        println!("{}", command::capture(command::clean("dpkg-deb").arg("--contents").arg(&package))?);
+    }
+    Ok(package)
+}
+
+/// cargo-deb in `target/tools`, installed there where it is missing or another version.
+fn tool() -> Result<PathBuf> {
+    let folder = command::root().join("target/tools");
+    let tool = folder.join("bin/cargo-deb");
+    let is_there = command::capture(command::clean(&tool).arg("--version"))
+        .is_ok_and(|version| version.split_ascii_whitespace().any(|word| word == CARGO_DEB));
+    if !is_there {
+        println!("installing cargo-deb {CARGO_DEB} in {} …", folder.display());
+        let mut cargo =
+            command::cargo(&["install", "--quiet", "cargo-deb", "--version", CARGO_DEB, "--locked"]);
+        cargo.args(["--no-default-features", "--features", "lzma", "--force", "--root"]).arg(&folder);
+        command::run(&mut cargo).with_context(|| {
+            format!(
+                "cargo-deb cannot be had, and without it there is no Debian package: `cargo install cargo-deb \
+                 --version {CARGO_DEB} --root {}` must work, which needs a registry of crates and a C compiler",
+                folder.display()
+            )
+        })?;
+    }
+    Ok(tool)
+}
+
+/// A page for leaktrace, and one for each subcommand that its page names.
+fn manual(binary: &Path, folder: &Path) -> Result<()> {
+    remade(folder)?;
+    let page =
+        |subcommand: Option<&str>| command::capture(command::clean(binary).arg("man").args(subcommand));
+    let main = page(None)?;
+    // As roff writes it: leaktrace\-run(1).
+    let named = main.lines().filter_map(|line| line.strip_prefix("leaktrace\\-")?.strip_suffix("(1)"));
+    let subcommands: Vec<&str> = named.filter(|name| *name != "help").collect();
+    if subcommands.is_empty() {
+        bail!("the manual page of {} names no subcommand", binary.display());
+    }
+    for name in &subcommands {
+        write(&folder.join(format!("leaktrace-{name}.1")), &page(Some(name))?)?;
+    }
+    write(&folder.join("leaktrace.1"), &main)
+}
+
+fn completions(binary: &Path, folder: &Path) -> Result<()> {
+    remade(folder)?;
+    for (shell, name) in SHELLS {
+        let text = command::capture(command::clean(binary).args(["completions", shell]))?;
+        let folder = folder.join(shell);
+        fs::create_dir(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        write(&folder.join(name), &text)?;
+    }
+    Ok(())
+}
+
+/// An empty folder: pages of subcommands that are gone must not stay.
+fn remade(folder: &Path) -> Result<()> {
+    if folder.is_dir() {
+        fs::remove_dir_all(folder).with_context(|| format!("cannot empty {}", folder.display()))?;
+    }
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}

@@ -58,9 +58,7 @@ fn manual(binary: &Path, folder: &Path) -> Result<()> {
     let page =
         |subcommand: Option<&str>| command::capture(command::clean(binary).arg("man").args(subcommand));
     let main = page(None)?;
-    // As roff writes it: leaktrace\-run(1).
-    let named = main.lines().filter_map(|line| line.strip_prefix("leaktrace\\-")?.strip_suffix("(1)"));
-    let subcommands: Vec<&str> = named.filter(|name| *name != "help").collect();
+    let subcommands = subcommands(&main);
     if subcommands.is_empty() {
         bail!("the manual page of {} names no subcommand", binary.display());
     }
@@ -68,6 +66,12 @@ fn manual(binary: &Path, folder: &Path) -> Result<()> {
         write(&folder.join(format!("leaktrace-{name}.1")), &page(Some(name))?)?;
     }
     write(&folder.join("leaktrace.1"), &main)
+}
+
+/// As roff writes it: `leaktrace\-run(1)`.
+fn subcommands(page: &str) -> Vec<&str> {
+    let named = page.lines().filter_map(|line| line.strip_prefix("leaktrace\\-")?.strip_suffix("(1)"));
+    named.filter(|name| *name != "help").collect()
 }
 
 fn completions(binary: &Path, folder: &Path) -> Result<()> {
@@ -91,4 +95,16 @@ fn remade(folder: &Path) -> Result<()> {
 
 fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_names_its_subcommands() {
+        let page =
+            ".TH leaktrace 1\n.TP\nleaktrace\\-run(1)\nRun a program\n.TP\nleaktrace\\-help(1)\nhelp\n";
+        assert_eq!(subcommands(page), ["run"]);
+    }
 }

@@ -66,6 +66,19 @@ impl Fixture {
         }
     }
 
+    /// The same where what runs it talks on its standard output as well: lines that are none of a ledger are skipped.
+    pub fn wait_ready_after_others(&mut self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let line = self.lines.next_before(deadline).with_context(|| self.state())?;
+            let Some(line) = line else { bail!("the fixture ended unexpectedly: {}", self.state()) };
+            if let Ok(Said::Ready { pid }) = Said::parse(&line) {
+                self.pid = pid;
+                return Ok(());
+            }
+        }
+    }
+
     /// Sends a line.
     pub fn send(&mut self, text: &str) -> Result<()> {
         let stdin = self.stdin.as_mut().context("its standard input is closed")?;

@@ -1,18 +1,31 @@
 //! `cargo xtask bench`: what tracing costs. Everything is measured in one run, in rounds that alternate between the
 //! ways of tracing, so that what is printed are ratios of neighbours; absolute times hold for this machine only.
+//! A part or a row that cannot be measured here says why, and the rest goes on.
 mod agent;
+mod bpftrace;
+mod doctor;
+mod fixture;
+mod floor;
+mod page;
 mod pairs;
+mod rounds;
 mod table;
+mod tracer;
 
 use crate::{command, setup};
 use anyhow::{Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
+use page::Page;
+use std::path::PathBuf;
 
-/// How much to measure.
+/// What and how much to measure.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
+    /// Parts to measure; all of them if none is named.
+    #[arg(value_enum)]
+    parts: Vec<Part>,
     /// Rounds of each measurement.
-    #[arg(long, default_value_t = 7)]
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) rounds: u32,
     /// Live blocks for drain time and memory.
     #[arg(long, default_value_t = 1_000_000)]
@@ -20,18 +33,52 @@ pub(crate) struct Options {
     /// Sites for drain time and memory.
     #[arg(long, default_value_t = 10_000)]
     pub(crate) sites: u64,
+    /// Also write the page to this file.
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
 }
 
-/// Measures and prints tables in Markdown.
+/// A part of the page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// A malloc+free pair under every way of tracing.
+    Pairs,
+    /// What the agent itself needs.
+    Agent,
+    /// What walking stacks costs, and building the tables for it.
+    Unwind,
+    /// Real programs under load.
+    Programs,
+    /// A pair against live blocks, sites, threads and targets.
+    Scale,
+}
+
+/// Measures and prints tables in Markdown. With `LEAKTRACE_BIN` that binary is measured, and nothing is built.
 pub(crate) fn run(options: &Options) -> Result<()> {
     if !command::is_root() {
         bail!("the benchmark attaches to the kernel and needs root: run `sudo -E cargo xtask bench`");
     }
-    setup::run(true)?;
-    command::run(&mut command::cargo(&["build", "--release", "--package", "leaktrace"]))?;
-    println!("\n## One malloc+free pair, {} rounds\n", options.rounds);
-    print!("{}", pairs::measure(options.rounds)?);
-    println!("\n## {} live blocks at {} sites\n", options.blocks, options.sites);
-    print!("{}", agent::measure(options)?);
-    Ok(())
+    if std::env::var_os("LEAKTRACE_BIN").is_none() {
+        setup::run(true)?;
+        command::run(&mut command::cargo(&["build", "--release", "--package", "leaktrace"]))?;
+    }
+    let mut page = Page::new(options.output.clone());
+    page.add(&page::introduction(options.rounds))?;
+    let is_wanted = |part: &&Part| options.parts.is_empty() || options.parts.contains(part);
+    for part in Part::value_variants().iter().filter(is_wanted) {
+        page.add(&section(*part, options))?;
+    }
+    page.add(&format!("Load when it ended: {}.", page::load()))
+}
+
+fn section(part: Part, options: &Options) -> String {
+    let (title, text) = match part {
+        Part::Pairs => ("A malloc+free pair", Ok(pairs::measure(options.rounds))),
+        Part::Agent => ("The agent itself", agent::measure(options)),
+        Part::Unwind => ("Walking stacks", Ok(String::new())),
+        Part::Programs => ("Real programs", Ok(String::new())),
+        Part::Scale => ("Scale", Ok(String::new())),
+    };
+    let text = text.unwrap_or_else(|error| format!("Not measured: {}\n", rounds::one_line(&error)));
+    format!("## {title}\n\n{text}")
 }

@@ -1,122 +1,113 @@
-//! The price of a malloc+free pair: untraced, under leaktrace, under leaktrace with its probes forced to the first
-//! instruction, and under a bpftrace script that records the same.
-use super::table::{Row, Table};
-use anyhow::{Context, Result, bail};
+//! The price of a malloc+free pair, with one thread and with two: untraced, under leaktrace in its modes, under what
+//! else one would use, and under probes with nothing in them.
+use super::{
+    fixture,
+    rounds::{Way, alternate_one},
+    table::Table,
+    tracer::{EXACT, GROWTH, OFFSET_ZERO, SAMPLED, Tracer},
+};
+use anyhow::{Context, Result, bail, ensure};
 use leaktrace_tests::{
     compile::{self, Build, library},
     fixture::Fixture,
-    leaktrace::Leaktrace,
-    ledger::Said,
-    lines,
 };
-use std::{
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::process::{Command, Stdio};
 
-/// Pairs in one measurement: some tenths of a second each.
-const UNTRACED_PAIRS: &str = "10000000";
-const TRACED_PAIRS: &str = "200000";
-const SLOW_PAIRS: &str = "20000";
+const UNTRACED: &str = "untraced";
+const FLOOR: &str = "floor: two empty probes";
+const SAMPLED_NAME: &str = "leaktrace, sampled";
+const EXACT_NAME: &str = "leaktrace, exact";
+const OFFSET_ZERO_NAME: &str = "leaktrace, exact, probes at offset 0";
+const BPFTRACE: &str = "bpftrace script";
+const HEAPTRACK: &str = "heaptrack, from the start";
+const JEMALLOC: &str = "jemalloc instead of glibc, untraced";
+const PROFILED: &str = "jemalloc with its own profiler, sampling every 512 KiB";
 
-/// A way to trace the process, while the value lives.
-enum Tracer {
-    None,
-    Leaktrace(&'static [&'static str]),
-    Bpftrace,
+/// What a sceptic would divide.
+const RATIOS: &[(&str, &str)] = &[
+    (SAMPLED_NAME, FLOOR),
+    (EXACT_NAME, FLOOR),
+    (OFFSET_ZERO_NAME, EXACT_NAME),
+    (BPFTRACE, EXACT_NAME),
+    (BPFTRACE, SAMPLED_NAME),
+    (HEAPTRACK, SAMPLED_NAME),
+    (PROFILED, JEMALLOC),
+];
+
+/// A table for each number of threads, each with its ratios.
+pub(super) fn measure(rounds: u32) -> String {
+    [1, 2].map(|threads| section(rounds, threads)).concat()
 }
 
-/// Rounds that alternate between the tracers; the process is a new one each time.
-pub(super) fn measure(rounds: u32) -> Result<Table> {
-    let tracers = [
-        ("untraced", UNTRACED_PAIRS, Tracer::None),
-        ("leaktrace, sampled", TRACED_PAIRS, Tracer::Leaktrace(&["--mode", "sampled"])),
-        ("leaktrace, exact", TRACED_PAIRS, Tracer::Leaktrace(&["--mode", "exact"])),
-        (
-            "leaktrace, exact, probes at offset 0",
-            SLOW_PAIRS,
-            Tracer::Leaktrace(&["--mode", "exact", "--probe-offset-zero"]),
-        ),
-        ("bpftrace script", SLOW_PAIRS, Tracer::Bpftrace),
+fn section(rounds: u32, threads: u32) -> String {
+    let threads_word = format!("threads={threads}");
+    let words = [threads_word.as_str()];
+    let attached = |name: &str, tracer| Way::new(name, move || fixture::pair_ns(&words, Build::Gcc, tracer));
+    let ways = [
+        attached(UNTRACED, Tracer::None),
+        attached("leaktrace, growth", GROWTH),
+        attached(FLOOR, Tracer::Floor),
+        attached(SAMPLED_NAME, SAMPLED),
+        attached(EXACT_NAME, EXACT),
+        attached(OFFSET_ZERO_NAME, OFFSET_ZERO),
+        attached(BPFTRACE, Tracer::Bpftrace),
+        Way::new(HEAPTRACK, || heaptrack(&words)),
+        Way::new(JEMALLOC, || jemalloc(&words, "prof:false")),
+        Way::new(PROFILED, || jemalloc(&words, "prof:true,prof_active:true,lg_prof_sample:19")),
     ];
-    let mut rows: Vec<Row> =
-        tracers.iter().map(|(name, ..)| Row { name: (*name).to_owned(), values: Vec::new() }).collect();
-    for _ in 0..rounds {
-        for (row, (name, pairs, tracer)) in rows.iter_mut().zip(&tracers) {
-            row.values.push(nanoseconds(pairs, tracer).context(*name)?);
-        }
-    }
-    Ok(Table { unit: "ns", rows })
+    let plural = if threads == 1 { "thread" } else { "threads" };
+    let title = format!("One malloc+free pair, {threads} {plural}");
+    let table = alternate_one(rounds, &title, "ns", &ways);
+    format!("{table}{}\n{NOTES}", ratios(&table))
 }
 
-fn nanoseconds(pairs: &str, tracer: &Tracer) -> Result<f64> {
+fn ratios(table: &Table) -> String {
+    RATIOS.iter().filter_map(|(one, other)| table.ratio(one, other)).collect()
+}
+
+const NOTES: &str = "heaptrack and jemalloc's profiler are chosen when a program is started, and for that program; the others are attached \
+    to it while it runs. heaptrack only records here; jemalloc's profiler does not write profiles.\n\n";
+
+/// Launched, as its manual recommends.
+fn heaptrack(words: &[&str]) -> Result<f64> {
+    let folder = tempfile::tempdir()?;
     let program = compile::fixture("pairs.c", Build::Gcc, &[])?;
-    let mut fixture = Fixture::start(&program, &[pairs], &[])?;
-    match tracer {
-        Tracer::None => timed(&mut fixture),
-        Tracer::Leaktrace(flags) => {
-            let leaktrace = Leaktrace::attach(&[fixture.pid()], flags)?;
-            let time = timed(&mut fixture)?;
-            leaktrace.interrupt()?;
-            Ok(time)
-        }
-        Tracer::Bpftrace => {
-            let _script = Bpftrace::start(fixture.pid())?;
-            timed(&mut fixture)
-        }
+    let help = Command::new("heaptrack").arg("--help").output().context("cannot run heaptrack")?;
+    let mut command = Command::new("heaptrack");
+    // Newer versions open a window at the end unless told not to.
+    if String::from_utf8_lossy(&help.stdout).contains("--record-only") {
+        command.arg("--record-only");
     }
+    command.arg("-o").arg(folder.path().join("record")).arg(program).args(words);
+    let mut fixture = Fixture::spawn(command)?;
+    fixture.wait_ready_after_others()?;
+    let time = fixture::timed(&mut fixture)?;
+    fixture.release()?;
+    Ok(time)
 }
 
-/// The first measurement warms up, the second counts.
-fn timed(fixture: &mut Fixture) -> Result<f64> {
-    let mut once = || {
-        fixture.send("")?;
-        match fixture.hear()? {
-            Said::Timed { pairs, ns } => Ok(ns as f64 / pairs as f64),
-            other => bail!("{other:?} instead of a time"),
-        }
-    };
-    once()?;
-    once()
+fn jemalloc(words: &[&str], options: &str) -> Result<f64> {
+    let jemalloc = library("libjemalloc.so.2")?;
+    let jemalloc = jemalloc.to_str().context("its path is no text")?;
+    if options.contains("prof:true") {
+        has_profiler(jemalloc)?;
+    }
+    let program = compile::fixture("pairs.c", Build::Gcc, &[])?;
+    let environment = [("LD_PRELOAD", jemalloc), ("MALLOC_CONF", options)];
+    let mut fixture = Fixture::start(&program, words, &environment)?;
+    let time = fixture::timed(&mut fixture)?;
+    let said = fixture.errors();
+    ensure!(said.is_empty(), "jemalloc said: {said}");
+    Ok(time)
 }
 
-/// The usual way to do it by hand: sizes by thread at entry, blocks by address at return, sums by stack.
-struct Bpftrace(Child);
-
-impl Bpftrace {
-    fn start(pid: u32) -> Result<Bpftrace> {
-        let libc = library("libc.so.6")?;
-        let libc = libc.display();
-        let script = format!(
-            "uprobe:{libc}:malloc /pid == {pid}/ {{ @size[tid] = arg0; }}\n\
-             uretprobe:{libc}:malloc /pid == {pid} && @size[tid]/ {{\n\
-               @bytes[retval] = @size[tid]; @site[retval] = ustack(); @live[ustack()] = sum(@size[tid]); delete(@size[tid]); }}\n\
-             uprobe:{libc}:free /pid == {pid} && @bytes[arg0]/ {{ delete(@bytes[arg0]); delete(@site[arg0]); }}\n\
-             BEGIN {{ printf(\"ready\\n\"); }}\n\
-             END {{ clear(@size); clear(@bytes); clear(@site); clear(@live); }}\n"
-        );
-        let mut child = Command::new("bpftrace")
-            .args(["-p", &pid.to_string(), "-e", &script])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("cannot run bpftrace")?;
-        let said = lines::Lines::new("bpftrace", child.stdout.take().context("no standard output")?);
-        let started = Bpftrace(child);
-        let deadline = std::time::Instant::now() + Duration::from_secs(60);
-        while let Some(line) = said.next_before(deadline)? {
-            if line == "ready" {
-                return Ok(started);
-            }
-        }
-        bail!("bpftrace ended before it was ready: try `bpftrace -e` by hand")
+/// A build without it takes the options and does nothing.
+fn has_profiler(jemalloc: &str) -> Result<()> {
+    let mut command = Command::new("/bin/true");
+    command.env("LD_PRELOAD", jemalloc).env("MALLOC_CONF", "stats_print:true").stdin(Stdio::null());
+    let said = command.output().context("cannot run /bin/true")?;
+    if String::from_utf8_lossy(&said.stderr).contains("config.prof: true") {
+        return Ok(());
     }
-}
-
-impl Drop for Bpftrace {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+    bail!("{jemalloc} was built without its profiler (--enable-prof)")
 }

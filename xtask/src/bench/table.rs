@@ -1,54 +1,108 @@
-//! Measured values as a table in Markdown: smallest, middle and largest, and ratios to the first row. Pure.
+//! Measured values as a table in Markdown: middle, smallest and largest, and ratios to the first row. Pure.
 use std::fmt;
 
 /// A row: what was measured and its values, one for each round.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Row {
     pub(super) name: String,
-    pub(super) values: Vec<f64>,
+    /// `None` for a round in which there was nothing to measure any more.
+    pub(super) values: Vec<Option<f64>>,
+    /// Why values are missing.
+    pub(super) problem: Option<String>,
 }
 
 /// Rows whose values of one round belong together; ratios are to the first row in the same round.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Table {
+    pub(super) title: String,
     pub(super) unit: &'static str,
     pub(super) rows: Vec<Row>,
 }
 
 /// Smallest, middle and largest.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Spread {
-    least: f64,
-    middle: f64,
-    most: f64,
+pub(super) struct Spread {
+    pub(super) least: f64,
+    pub(super) middle: f64,
+    pub(super) most: f64,
 }
 
-fn spread(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
-    let mut sorted: Vec<f64> = values.into_iter().collect();
-    sorted.sort_by(f64::total_cmp);
-    Some(Spread { least: *sorted.first()?, middle: *sorted.get(sorted.len() / 2)?, most: *sorted.last()? })
+impl Spread {
+    /// Of any values; nothing of none.
+    pub(super) fn of(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
+        let mut sorted: Vec<f64> = values.into_iter().collect();
+        sorted.sort_by(f64::total_cmp);
+        let even = sorted.len() % 2 == 0;
+        let upper = *sorted.get(sorted.len() / 2)?;
+        let lower = if even { *sorted.get(sorted.len() / 2 - 1)? } else { upper };
+        Some(Spread { least: *sorted.first()?, middle: lower.midpoint(upper), most: *sorted.last()? })
+    }
+}
+
+/// Two cells: the middle, and from where to where.
+impl fmt::Display for Spread {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [least, middle, most] = [self.least, self.middle, self.most].map(number);
+        write!(out, "{middle} | {least} – {most}")
+    }
+}
+
+/// Three significant digits, or all before the point.
+pub(super) fn number(value: f64) -> String {
+    let digits = match value.abs() {
+        100.0.. => 0,
+        10.0.. => 1,
+        _ => 2,
+    };
+    format!("{value:.digits$}")
+}
+
+impl Row {
+    /// What `combine` makes of this row's and another's values of the same round.
+    pub(super) fn with(&self, other: &Row, combine: impl Fn(f64, f64) -> f64) -> Option<Spread> {
+        let both = self.values.iter().zip(&other.values);
+        Spread::of(both.filter_map(|(one, two)| Some(combine((*one)?, (*two)?))))
+    }
+
+    fn cells(&self, first: Option<&Row>) -> Option<String> {
+        let values = Spread::of(self.values.iter().copied().flatten())?;
+        let ratios = first.and_then(|first| self.with(first, |value, base| value / base));
+        let ratios = ratios.map_or_else(|| " | ".to_owned(), |ratios| ratios.to_string());
+        Some(format!("{values} | {ratios}"))
+    }
 }
 
 impl Table {
-    fn ratios(&self, row: &Row) -> Option<Spread> {
-        let first = self.rows.first()?;
-        spread(row.values.iter().zip(&first.values).map(|(value, base)| value / base))
+    /// A row by its name.
+    pub(super) fn row(&self, name: &str) -> Option<&Row> {
+        self.rows.iter().find(|row| row.name == name)
+    }
+
+    /// A sentence on the ratio of two rows, where both were measured.
+    pub(super) fn ratio(&self, one: &str, other: &str) -> Option<String> {
+        let spread = self.row(one)?.with(self.row(other)?, |one, other| one / other)?;
+        let [least, middle, most] = [spread.least, spread.middle, spread.most].map(number);
+        Some(format!("- {one} / {other}: {middle} ({least} – {most})\n"))
     }
 }
 
 impl fmt::Display for Table {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(out, "| | {} min | median | max | ratio min | median | max |", self.unit)?;
-        writeln!(out, "|---|--:|--:|--:|--:|--:|--:|")?;
+        writeln!(out, "### {}\n", self.title)?;
+        writeln!(out, "| | {}, median | min – max | ratio, median | min – max |", self.unit)?;
+        writeln!(out, "|---|--:|--:|--:|--:|")?;
         for row in &self.rows {
-            let (Some(values), Some(ratios)) = (spread(row.values.iter().copied()), self.ratios(row)) else {
-                writeln!(out, "| {} | not measured | | | | | |", row.name)?;
-                continue;
-            };
-            write!(out, "| {} | {:.0} | {:.0} | {:.0} ", row.name, values.least, values.middle, values.most)?;
-            writeln!(out, "| {:.1} | {:.1} | {:.1} |", ratios.least, ratios.middle, ratios.most)?;
+            match (row.cells(self.rows.first()), &row.problem) {
+                (Some(cells), _) => writeln!(out, "| {} | {cells} |", row.name)?,
+                (None, Some(problem)) => writeln!(out, "| {} | not measured: {problem} | | | |", row.name)?,
+                (None, None) => writeln!(out, "| {} | not measured | | | |", row.name)?,
+            }
         }
-        Ok(())
+        let cut_short = self.rows.iter().filter(|row| row.values.iter().any(Option::is_some));
+        for (row, problem) in cut_short.filter_map(|row| Some((row, row.problem.as_ref()?))) {
+            writeln!(out, "\n{}: not in every round: {problem}", row.name)?;
+        }
+        writeln!(out)
     }
 }
 
@@ -56,18 +110,41 @@ impl fmt::Display for Table {
 mod tests {
     use super::*;
 
-    #[test]
-    fn ratios_are_taken_within_a_round() {
-        let row = |name: &str, values: &[f64]| Row { name: name.to_owned(), values: values.to_vec() };
-        let table =
-            Table { unit: "ns", rows: vec![row("untraced", &[10.0, 20.0]), row("traced", &[100.0, 100.0])] };
-        assert_eq!(table.ratios(&table.rows[1]), Some(Spread { least: 5.0, middle: 10.0, most: 10.0 }));
-        assert!(table.to_string().contains("| traced | 100 | 100 | 100 | 5.0 | 10.0 | 10.0 |"));
+    fn row(name: &str, values: &[f64]) -> Row {
+        Row { name: name.to_owned(), values: values.iter().copied().map(Some).collect(), problem: None }
+    }
+
+    fn table(rows: Vec<Row>) -> Table {
+        Table { title: "Pairs".to_owned(), unit: "ns", rows }
     }
 
     #[test]
-    fn a_row_without_values_says_so() {
-        let table = Table { unit: "ns", rows: vec![Row { name: "peer".to_owned(), values: Vec::new() }] };
-        assert!(table.to_string().contains("| peer | not measured |"));
+    fn ratios_are_taken_within_a_round() {
+        let table = table(vec![row("untraced", &[10.0, 20.0, 20.0]), row("traced", &[100.0, 100.0, 200.0])]);
+        let ratios = table.rows[1].with(&table.rows[0], |value, base| value / base);
+        assert_eq!(ratios, Some(Spread { least: 5.0, middle: 10.0, most: 10.0 }));
+        let text = table.to_string();
+        assert!(text.contains("| traced | 100 | 100 – 200 | 10.0 | 5.00 – 10.0 |"), "{text}");
+        assert_eq!(table.ratio("untraced", "traced").unwrap(), "- untraced / traced: 0.10 (0.10 – 0.20)\n");
+    }
+
+    #[test]
+    fn rounds_that_lack_one_of_the_values_do_not_count() {
+        let half = Row { values: vec![None, Some(30.0)], ..row("half", &[]) };
+        let ratio = half.with(&row("whole", &[1.0, 10.0]), |one, two| one / two);
+        assert_eq!(ratio.map(|spread| spread.middle), Some(3.0));
+    }
+
+    #[test]
+    fn what_was_not_measured_says_why() {
+        let peer = Row { problem: Some("no such program".to_owned()), ..row("peer", &[]) };
+        let text = table(vec![row("untraced", &[1.0]), peer]).to_string();
+        assert!(text.contains("| peer | not measured: no such program | | | |"), "{text}");
+    }
+
+    #[test]
+    fn the_middle_of_an_even_number_lies_between_two() {
+        assert_eq!(Spread::of([4.0, 1.0, 2.0, 8.0]).unwrap().middle, 3.0);
+        assert_eq!(Spread::of([]), None);
     }
 }

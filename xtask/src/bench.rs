@@ -4,13 +4,20 @@
 mod agent;
 mod bpftrace;
 mod doctor;
+mod facts;
 mod fixture;
 mod floor;
+mod idle;
+mod kernel_memory;
 mod page;
 mod pairs;
+mod programs;
 mod rounds;
+mod scale;
+mod servers;
 mod table;
 mod tracer;
+mod unwind;
 
 use crate::{command, setup};
 use anyhow::{Result, bail};
@@ -72,13 +79,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 fn section(part: Part, options: &Options) -> String {
+    let rounds = options.rounds;
     let (title, text) = match part {
-        Part::Pairs => ("A malloc+free pair", Ok(pairs::measure(options.rounds))),
+        Part::Pairs => ("A malloc+free pair", pairs::measure(rounds)),
         Part::Agent => ("The agent itself", agent::measure(options)),
-        Part::Unwind => ("Walking stacks", Ok(String::new())),
-        Part::Programs => ("Real programs", Ok(String::new())),
-        Part::Scale => ("Scale", Ok(String::new())),
+        Part::Unwind => ("Walking stacks", unwind::measure(rounds)),
+        Part::Programs => ("Real programs", programs::measure(rounds)),
+        Part::Scale => ("Scale", scale::measure(rounds)),
     };
-    let text = text.unwrap_or_else(|error| format!("Not measured: {}\n", rounds::one_line(&error)));
     format!("## {title}\n\n{text}")
 }

@@ -1,0 +1,142 @@
+//! Real programs as the distribution ships them, untraced and under each mode: how much they do and how long the
+//! slowest wait. The cost is not bounded, so that the price of each mode is seen; one row has the default bound.
+use super::{
+    rounds::{Way, alternate},
+    servers::{self, Load, Server},
+    table::Table,
+    tracer::{EXACT, GROWTH, SAMPLED, Tracer},
+};
+use anyhow::{Context, Result, bail};
+use leaktrace_tests::lines::Lines;
+use std::{
+    io::Write,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// The default of `attach`: samples, and at most 5 % of a core.
+const DEFAULT: Tracer = Tracer::Leaktrace(&["--mode", "sampled", "--max-overhead", "5%"]);
+
+const TRACERS: [(&str, Tracer); 5] = [
+    ("untraced", Tracer::None),
+    ("leaktrace, growth", GROWTH),
+    ("leaktrace, sampled within 5 % of a core (the default)", DEFAULT),
+    ("leaktrace, sampled", SAMPLED),
+    ("leaktrace, exact", EXACT),
+];
+
+const REDIS_REQUESTS: u32 = 200_000;
+const NGINX_SECONDS: u32 = 4;
+
+/// Two tables for each server, one for sqlite.
+pub(super) fn measure(rounds: u32) -> String {
+    let redis = |tracer| {
+        under(servers::redis, tracer, |server, share| {
+            server.redis_set((f64::from(REDIS_REQUESTS) * share) as u32)
+        })
+    };
+    let nginx = |tracer| {
+        under(servers::nginx, tracer, |server, share| {
+            server.nginx_get((f64::from(NGINX_SECONDS) * share).ceil() as u32)
+        })
+    };
+    [
+        tables(rounds, "redis SET, one at a time by 20 clients", &redis),
+        tables(rounds, "nginx, GET by 16 connections", &nginx),
+        sqlite_table(rounds),
+    ]
+    .concat()
+    .iter()
+    .map(Table::to_string)
+    .collect()
+}
+
+fn tables(rounds: u32, title: &str, measure: &dyn Fn(Tracer) -> Result<Load>) -> Vec<Table> {
+    let ways = TRACERS.map(|(name, tracer)| Way {
+        name: name.to_owned(),
+        measure: Box::new(move || {
+            let load = measure(tracer)?;
+            Ok(vec![load.per_second, load.p99_ms])
+        }),
+    });
+    let titles =
+        [(format!("{title}: requests a second"), "1/s"), (format!("{title}: 99th percentile"), "ms")];
+    alternate(rounds, &titles, &ways)
+}
+
+/// A new server under the tracer; a quarter of the load warms it up.
+fn under(
+    start: impl Fn() -> Result<Server>,
+    tracer: Tracer,
+    load: impl Fn(&Server, f64) -> Result<Load>,
+) -> Result<Load> {
+    let server = start()?;
+    let tracing = tracer.attach(&server.pids()?)?;
+    load(&server, 0.25)?;
+    let measured = load(&server, 1.0)?;
+    tracing.end()?;
+    Ok(measured)
+}
+
+fn sqlite_table(rounds: u32) -> Vec<Table> {
+    let ways = TRACERS.map(|(name, tracer)| Way::new(name, move || sqlite(tracer)));
+    alternate(rounds, &[("sqlite3, 100,000 rows inserted, indexed and read".to_owned(), "s")], &ways)
+}
+
+/// What is measured.
+const SCRIPT: &str = "CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT);\n\
+    WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c WHERE x < 100000) \
+    INSERT INTO t SELECT x, printf('%032d', x * 7919 % 100003) FROM c;\n\
+    CREATE INDEX i ON t(b);\n\
+    SELECT count(*), sum(a), max(b), count(DISTINCT substr(b, 28)) FROM t;\n\
+    SELECT sum(length(g)) FROM (SELECT group_concat(b) AS g FROM t GROUP BY a % 1000);\n\
+    DROP TABLE t;\n";
+
+/// The shell of sqlite, which says when it is done.
+struct Sqlite {
+    child: Child,
+    lines: Lines,
+}
+
+impl Drop for Sqlite {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Sqlite {
+    /// Runs a script; returns how long it took.
+    fn run(&mut self, script: &str) -> Result<f64> {
+        let stdin = self.child.stdin.as_mut().context("no standard input")?;
+        let before = Instant::now();
+        stdin.write_all(script.as_bytes())?;
+        stdin.write_all(b".print done\n")?;
+        stdin.flush()?;
+        let deadline = before + Duration::from_secs(120);
+        while let Some(line) = self.lines.next_before(deadline)? {
+            if line == "done" {
+                return Ok(before.elapsed().as_secs_f64());
+            }
+        }
+        bail!("sqlite3 ended")
+    }
+}
+
+fn sqlite(tracer: Tracer) -> Result<f64> {
+    let mut command = Command::new("sqlite3");
+    command
+        .args(["-batch", "-bail", ":memory:"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut child = command.spawn().context("cannot run sqlite3")?;
+    let lines = Lines::new("sqlite3", child.stdout.take().context("no standard output")?);
+    let mut sqlite = Sqlite { child, lines };
+    sqlite.run("")?;
+    let tracing = tracer.attach(&[sqlite.child.id()])?;
+    sqlite.run(SCRIPT)?;
+    let time = sqlite.run(SCRIPT)?;
+    tracing.end()?;
+    Ok(time)
+}

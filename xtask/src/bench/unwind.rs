@@ -1,0 +1,4 @@
+//! x
+pub(super) fn measure(_rounds: u32) -> String {
+    String::new()
+}

@@ -16,6 +16,7 @@ mod rounds;
 mod scale;
 mod servers;
 mod table;
+mod tables;
 mod tracer;
 mod unwind;
 

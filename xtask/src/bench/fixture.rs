@@ -1,5 +1,5 @@
 //! Runs `tests/fixtures/pairs.c` and takes its times.
-use super::tracer::Tracer;
+use super::{rounds::Measured, tracer::Tracer};
 use anyhow::{Result, bail};
 use leaktrace_tests::{
     compile::{self, Build},
@@ -8,13 +8,20 @@ use leaktrace_tests::{
 };
 
 /// Nanoseconds of a pair in a new process under a tracer.
-pub(super) fn pair_ns(words: &[&str], build: Build, tracer: Tracer) -> Result<f64> {
+pub(super) fn pair_ns(words: &[&str], build: Build, tracer: Tracer) -> Result<Measured> {
+    pair_ns_among(0, words, build, tracer)
+}
+
+/// The same while so many others that do nothing are traced as well.
+pub(super) fn pair_ns_among(others: usize, words: &[&str], build: Build, tracer: Tracer) -> Result<Measured> {
     let program = compile::fixture("pairs.c", build, &[])?;
     let mut fixture = Fixture::start(&program, words, &[])?;
-    let tracing = tracer.attach(&[fixture.pid()])?;
+    let others: Vec<Fixture> =
+        (0..others).map(|_| Fixture::start(&program, &[], &[])).collect::<Result<_>>()?;
+    let pids: Vec<u32> = std::iter::once(&fixture).chain(&others).map(Fixture::pid).collect();
+    let tracing = tracer.attach(&pids)?;
     let time = timed(&mut fixture)?;
-    tracing.end()?;
-    Ok(time)
+    Ok(Measured::one(time, tracing.end()?))
 }
 
 /// The first measurement warms up, the second counts.

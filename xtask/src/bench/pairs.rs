@@ -2,7 +2,7 @@
 //! else one would use, and under probes with nothing in them.
 use super::{
     fixture,
-    rounds::{Way, alternate_one},
+    rounds::{Measured, Way, alternate_one},
     table::Table,
     tracer::{EXACT, GROWTH, OFFSET_ZERO, SAMPLED, Tracer},
 };
@@ -69,7 +69,7 @@ const NOTES: &str = "heaptrack and jemalloc's profiler are chosen when a program
     to it while it runs. heaptrack only records here; jemalloc's profiler does not write profiles.\n\n";
 
 /// Launched, as its manual recommends.
-fn heaptrack(words: &[&str]) -> Result<f64> {
+fn heaptrack(words: &[&str]) -> Result<Measured> {
     let folder = tempfile::tempdir()?;
     let program = compile::fixture("pairs.c", Build::Gcc, &[])?;
     let help = Command::new("heaptrack").arg("--help").output().context("cannot run heaptrack")?;
@@ -83,10 +83,10 @@ fn heaptrack(words: &[&str]) -> Result<f64> {
     fixture.wait_ready_after_others()?;
     let time = fixture::timed(&mut fixture)?;
     fixture.release()?;
-    Ok(time)
+    Ok(Measured::one(time, None))
 }
 
-fn jemalloc(words: &[&str], options: &str) -> Result<f64> {
+fn jemalloc(words: &[&str], options: &str) -> Result<Measured> {
     let jemalloc = library("libjemalloc.so.2")?;
     let jemalloc = jemalloc.to_str().context("its path is no text")?;
     if options.contains("prof:true") {
@@ -98,7 +98,7 @@ fn jemalloc(words: &[&str], options: &str) -> Result<f64> {
     let time = fixture::timed(&mut fixture)?;
     let said = fixture.errors();
     ensure!(said.is_empty(), "jemalloc said: {said}");
-    Ok(time)
+    Ok(Measured::one(time, None))
 }
 
 /// A build without it takes the options and does nothing.

@@ -1,7 +1,7 @@
 //! Real programs as the distribution ships them, untraced and under each mode: how much they do and how long the
 //! slowest wait. The cost is not bounded, so that the price of each mode is seen; one row has the default bound.
 use super::{
-    rounds::{Way, alternate},
+    rounds::{Measured, Way, alternate},
     servers::{self, Load, Server},
     table::Table,
     tracer::{EXACT, GROWTH, SAMPLED, Tracer},
@@ -51,14 +51,8 @@ pub(super) fn measure(rounds: u32) -> String {
     .collect()
 }
 
-fn tables(rounds: u32, title: &str, measure: &dyn Fn(Tracer) -> Result<Load>) -> Vec<Table> {
-    let ways = TRACERS.map(|(name, tracer)| Way {
-        name: name.to_owned(),
-        measure: Box::new(move || {
-            let load = measure(tracer)?;
-            Ok(vec![load.per_second, load.p99_ms])
-        }),
-    });
+fn tables(rounds: u32, title: &str, measure: &dyn Fn(Tracer) -> Result<Measured>) -> Vec<Table> {
+    let ways = TRACERS.map(|(name, tracer)| Way::new(name, move || measure(tracer)));
     let titles =
         [(format!("{title}: requests a second"), "1/s"), (format!("{title}: 99th percentile"), "ms")];
     alternate(rounds, &titles, &ways)
@@ -69,13 +63,12 @@ fn under(
     start: impl Fn() -> Result<Server>,
     tracer: Tracer,
     load: impl Fn(&Server, f64) -> Result<Load>,
-) -> Result<Load> {
+) -> Result<Measured> {
     let server = start()?;
     let tracing = tracer.attach(&server.pids()?)?;
     load(&server, 0.25)?;
-    let measured = load(&server, 1.0)?;
-    tracing.end()?;
-    Ok(measured)
+    let found = load(&server, 1.0)?;
+    Ok(Measured { values: vec![found.per_second, found.p99_ms], note: tracing.end()? })
 }
 
 fn sqlite_table(rounds: u32) -> Vec<Table> {
@@ -123,7 +116,7 @@ impl Sqlite {
     }
 }
 
-fn sqlite(tracer: Tracer) -> Result<f64> {
+fn sqlite(tracer: Tracer) -> Result<Measured> {
     let mut command = Command::new("sqlite3");
     command
         .args(["-batch", "-bail", ":memory:"])
@@ -137,6 +130,5 @@ fn sqlite(tracer: Tracer) -> Result<f64> {
     let tracing = tracer.attach(&[sqlite.child.id()])?;
     sqlite.run(SCRIPT)?;
     let time = sqlite.run(SCRIPT)?;
-    tracing.end()?;
-    Ok(time)
+    Ok(Measured::one(time, tracing.end()?))
 }

@@ -4,16 +4,32 @@ use super::table::{Row, Table};
 use anyhow::Result;
 use std::io::Write;
 
-/// A way to do it: its name, and what measures it once, a value for each table.
+/// What one measurement gives.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Measured {
+    /// A value for each table.
+    pub(super) values: Vec<f64>,
+    /// What a reader must know of it.
+    pub(super) note: Option<String>,
+}
+
+impl Measured {
+    /// One value.
+    pub(super) fn one(value: f64, note: Option<String>) -> Measured {
+        Measured { values: vec![value], note }
+    }
+}
+
+/// A way to do it: its name, and what measures it once.
 pub(super) struct Way<'a> {
     pub(super) name: String,
-    pub(super) measure: Box<dyn Fn() -> Result<Vec<f64>> + 'a>,
+    pub(super) measure: Box<dyn Fn() -> Result<Measured> + 'a>,
 }
 
 impl<'a> Way<'a> {
-    /// A way with one value.
-    pub(super) fn new(name: impl Into<String>, measure: impl Fn() -> Result<f64> + 'a) -> Way<'a> {
-        Way { name: name.into(), measure: Box::new(move || Ok(vec![measure()?])) }
+    /// Puts the two together.
+    pub(super) fn new(name: impl Into<String>, measure: impl Fn() -> Result<Measured> + 'a) -> Way<'a> {
+        Way { name: name.into(), measure: Box::new(measure) }
     }
 }
 
@@ -46,15 +62,16 @@ pub(super) fn alternate_one(rounds: u32, title: &str, unit: &'static str, ways: 
     alternate(rounds, &[(title.to_owned(), unit)], ways).pop().unwrap_or_default()
 }
 
-fn enter(tables: &mut [Table], index: usize, measured: Option<Result<Vec<f64>>>) {
-    let (values, problem) = match measured {
-        Some(Ok(values)) => (values, None),
-        Some(Err(error)) => (Vec::new(), Some(one_line(&error))),
-        None => (Vec::new(), None),
+fn enter(tables: &mut [Table], index: usize, measured: Option<Result<Measured>>) {
+    let (measured, problem) = match measured {
+        Some(Ok(measured)) => (measured, None),
+        Some(Err(error)) => (Measured::default(), Some(one_line(&error))),
+        None => (Measured::default(), None),
     };
     for (number, table) in tables.iter_mut().enumerate() {
         if let Some(row) = table.rows.get_mut(index) {
-            row.values.push(values.get(number).copied());
+            row.values.push(measured.values.get(number).copied());
+            row.notes.extend(measured.note.clone());
             row.problem = row.problem.take().or_else(|| problem.clone());
         }
     }
@@ -83,10 +100,10 @@ mod tests {
     fn a_way_that_fails_is_not_tried_again_and_the_others_go_on() {
         let tries = Cell::new(0);
         let ways = [
-            Way::new("good", || Ok(1.0)),
+            Way::new("good", || Ok(Measured::one(1.0, Some("but".to_owned())))),
             Way::new("bad", || {
                 tries.set(tries.get() + 1);
-                if tries.get() > 1 { bail!("no\nmore | of it") } else { Ok(2.0) }
+                if tries.get() > 1 { bail!("no\nmore | of it") } else { Ok(Measured::one(2.0, None)) }
             }),
         ];
         let table = alternate_one(4, "Title", "ns", &ways);
@@ -94,11 +111,12 @@ mod tests {
         assert_eq!(table.rows[1].values, [Some(2.0), None, None, None]);
         assert_eq!(table.rows[1].problem.as_deref(), Some("no more / of it"));
         assert_eq!(tries.get(), 2);
+        assert_eq!(table.rows[0].notes.len(), 4);
     }
 
     #[test]
     fn each_value_goes_into_a_table_of_its_own() {
-        let way = Way { name: "both".to_owned(), measure: Box::new(|| Ok(vec![1.0, 2.0])) };
+        let way = Way::new("both", || Ok(Measured { values: vec![1.0, 2.0], note: None }));
         let tables = alternate(1, &[("one".to_owned(), "a"), ("two".to_owned(), "b")], &[way]);
         assert_eq!(tables[0].rows[0].values, [Some(1.0)]);
         assert_eq!(tables[1].rows[0].values, [Some(2.0)]);

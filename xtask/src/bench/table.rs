@@ -9,6 +9,8 @@ pub(super) struct Row {
     pub(super) values: Vec<Option<f64>>,
     /// Why values are missing.
     pub(super) problem: Option<String>,
+    /// What a reader must know of single values.
+    pub(super) notes: Vec<String>,
 }
 
 /// Rows whose values of one round belong together; ratios are to the first row in the same round.
@@ -64,6 +66,13 @@ impl Row {
         Spread::of(both.filter_map(|(one, two)| Some(combine((*one)?, (*two)?))))
     }
 
+    /// Differences from another row's values of the same round.
+    pub(super) fn minus(&self, other: &Row) -> Row {
+        let both = self.values.iter().zip(&other.values);
+        let values = both.map(|(one, two)| Some((*one)? - (*two)?)).collect();
+        Row { name: self.name.clone(), values, ..Row::default() }
+    }
+
     fn cells(&self, first: Option<&Row>) -> Option<String> {
         let values = Spread::of(self.values.iter().copied().flatten())?;
         let ratios = first.and_then(|first| self.with(first, |value, base| value / base));
@@ -102,6 +111,10 @@ impl fmt::Display for Table {
         for (row, problem) in cut_short.filter_map(|row| Some((row, row.problem.as_ref()?))) {
             writeln!(out, "\n{}: not in every round: {problem}", row.name)?;
         }
+        for (row, last) in self.rows.iter().filter_map(|row| Some((row, row.notes.last()?))) {
+            let rounds = row.values.len();
+            writeln!(out, "\n{}, in {} of {rounds} rounds: {last}", row.name, row.notes.len())?;
+        }
         writeln!(out)
     }
 }
@@ -111,7 +124,7 @@ mod tests {
     use super::*;
 
     fn row(name: &str, values: &[f64]) -> Row {
-        Row { name: name.to_owned(), values: values.iter().copied().map(Some).collect(), problem: None }
+        Row { name: name.to_owned(), values: values.iter().copied().map(Some).collect(), ..Row::default() }
     }
 
     fn table(rows: Vec<Row>) -> Table {

@@ -1,6 +1,6 @@
 //! The ways to trace a process that are compared, and how they begin and end.
 use super::{bpftrace::Bpftrace, floor::Floor};
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use leaktrace_tests::{
     compare::{self, Rules},
     leaktrace::Leaktrace,
@@ -50,12 +50,10 @@ impl Tracer {
 }
 
 impl Tracing {
-    /// Ends it; where leaktrace has lost something, what was measured does not count.
-    pub(super) fn end(self) -> Result<()> {
-        if let Tracing::Leaktrace(leaktrace) = self {
-            let lost = compare::losses(&leaktrace.interrupt()?, &Rules::default());
-            ensure!(lost.is_empty(), "not everything was recorded: {}", lost.join(", "));
-        }
-        Ok(())
+    /// Ends it; says what leaktrace has lost meanwhile, which makes it cheaper.
+    pub(super) fn end(self) -> Result<Option<String>> {
+        let Tracing::Leaktrace(leaktrace) = self else { return Ok(None) };
+        let lost = compare::losses(&leaktrace.interrupt()?, &Rules::default());
+        Ok((!lost.is_empty()).then(|| lost.join(", ")))
     }
 }

@@ -78,12 +78,21 @@ pub enum Said {
         /// Blocks that were damaged, and calls that failed.
         errors: u64,
     },
-    /// What `pairs` has measured.
+    /// What a fixture has measured.
     Timed {
         /// Pairs of malloc and free.
         pairs: u64,
         /// How long they took together.
         ns: u64,
+    },
+    /// What `pairs` has measured, in all threads.
+    Priced {
+        /// Pairs of malloc and free.
+        pairs: u64,
+        /// Sum of the threads' times.
+        ns: u64,
+        /// Sum of the threads' processor times.
+        cpu_ns: u64,
     },
 }
 
@@ -99,6 +108,7 @@ struct Line {
     errors: Option<u64>,
     pairs: Option<u64>,
     ns: Option<u64>,
+    cpu_ns: Option<u64>,
 }
 
 impl Said {
@@ -123,6 +133,9 @@ impl Said {
         }
         if let (Some(rounds), Some(errors)) = (line.rounds, line.errors) {
             return Ok(Said::Checked { rounds, errors });
+        }
+        if let (Some(pairs), Some(ns), Some(cpu_ns)) = (line.pairs, line.ns, line.cpu_ns) {
+            return Ok(Said::Priced { pairs, ns, cpu_ns });
         }
         if let (Some(pairs), Some(ns)) = (line.pairs, line.ns) {
             return Ok(Said::Timed { pairs, ns });
@@ -176,6 +189,11 @@ mod tests {
         assert_eq!(
             Said::parse(r#"{"rounds":5,"errors":0}"#).unwrap(),
             Said::Checked { rounds: 5, errors: 0 }
+        );
+        assert_eq!(Said::parse(r#"{"pairs":5,"ns":9}"#).unwrap(), Said::Timed { pairs: 5, ns: 9 });
+        assert_eq!(
+            Said::parse(r#"{"pairs":5,"ns":9,"cpu_ns":8}"#).unwrap(),
+            Said::Priced { pairs: 5, ns: 9, cpu_ns: 8 }
         );
         let Said::Entry(entry) = Said::parse(r#"{"site":"a","count":2,"bytes":30}"#).unwrap() else {
             panic!("not an entry");

@@ -1,4 +1,5 @@
-//! Runs `tests/fixtures/pairs.c` and takes its times.
+//! Runs `tests/fixtures/pairs.c` and takes its times: processor time first, which other work on the machine disturbs
+//! least, then the time that went by, which also has the waiting in it.
 use super::{rounds::Measured, tracer::Tracer};
 use anyhow::{Result, bail};
 use leaktrace_tests::{
@@ -7,7 +8,7 @@ use leaktrace_tests::{
     ledger::Said,
 };
 
-/// Nanoseconds of a pair in a new process under a tracer.
+/// What a pair takes each of its threads in a new process under a tracer: processor time and time, in ns.
 pub(super) fn pair_ns(words: &[&str], build: Build, tracer: Tracer) -> Result<Measured> {
     pair_ns_among(0, words, build, tracer)
 }
@@ -20,20 +21,20 @@ pub(super) fn pair_ns_among(others: usize, words: &[&str], build: Build, tracer:
         (0..others).map(|_| Fixture::start(&program, &[], &[])).collect::<Result<_>>()?;
     let pids: Vec<u32> = std::iter::once(&fixture).chain(&others).map(Fixture::pid).collect();
     let tracing = tracer.attach(&pids)?;
-    let time = timed(&mut fixture)?;
-    Ok(Measured::one(time, tracing.end()?))
+    let price = timed(&mut fixture)?;
+    Ok(Measured { values: price.to_vec(), note: tracing.end()? })
 }
 
-/// The first measurement warms up, the second counts.
-pub(super) fn timed(fixture: &mut Fixture) -> Result<f64> {
+/// Processor time and time of a pair. The first measurement warms up, the second counts.
+pub(super) fn timed(fixture: &mut Fixture) -> Result<[f64; 2]> {
     once(fixture)?;
     once(fixture)
 }
 
-fn once(fixture: &mut Fixture) -> Result<f64> {
+fn once(fixture: &mut Fixture) -> Result<[f64; 2]> {
     fixture.send("")?;
     match fixture.hear()? {
-        Said::Timed { pairs, ns } => Ok(ns as f64 / pairs as f64),
+        Said::Priced { pairs, ns, cpu_ns } => Ok([cpu_ns, ns].map(|sum| sum as f64 / pairs as f64)),
         other => bail!("{other:?} instead of a time"),
     }
 }

@@ -62,21 +62,19 @@ impl Floor {
     /// Attaches to `malloc` and `free` of the process as leaktrace would.
     pub(super) fn start(pid: u32) -> Result<Floor> {
         let process = doctor::process(pid)?;
-        let allocators = process["allocators"].as_array().context("no allocators")?;
         let links = ["malloc", "free"].map(|function| {
-            let found = allocators.iter().find_map(|allocator| {
-                let hooks = allocator["hooks"].as_array()?;
-                Some((allocator, hooks.iter().find(|hook| hook["function"] == function)?))
-            });
-            let (allocator, hook) = found.with_context(|| format!("leaktrace would not probe {function}"))?;
-            let file = allocator["file"].as_str().context("no file")?;
-            let offset = hook["file_offset"].as_u64().context("no offset")?;
-            let attach_type = match hook["link"].as_str() {
-                Some("session") => SESSION,
-                Some("multi") => MULTI,
-                other => bail!("leaktrace would use {other:?} links, of which this benchmark has none"),
+            let mut hooks = process
+                .allocators
+                .iter()
+                .flat_map(|allocator| allocator.hooks.iter().map(|hook| (&allocator.file, hook)));
+            let found = hooks.find(|(_, hook)| hook.function == function);
+            let (file, hook) = found.with_context(|| format!("leaktrace would not probe {function}"))?;
+            let attach_type = match hook.link.as_str() {
+                "session" => SESSION,
+                "multi" => MULTI,
+                other => bail!("leaktrace would use {other} links, of which this benchmark has none"),
             };
-            empty_probe(attach_type, file, offset, pid)
+            empty_probe(attach_type, file, hook.file_offset, pid)
                 .with_context(|| format!("an empty probe on {function}"))
         });
         Ok(Floor { _links: links.into_iter().collect::<Result<_>>()? })

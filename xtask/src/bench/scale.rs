@@ -1,11 +1,12 @@
-//! What an exactly recorded pair costs against what there is much of: live blocks, sites, threads and targets.
+//! What an exactly recorded pair costs against what there is much of: live blocks, sites, threads and targets. Costs
+//! are processor time of the traced thread.
 use super::{
     fixture::{pair_ns, pair_ns_among},
     rounds::{Measured, Way, alternate_one},
     table::Table,
     tracer::{EXACT, Tracer},
 };
-use anyhow::Result;
+use anyhow::{Context, Result};
 use leaktrace_tests::compile::Build;
 
 /// From 10³ to 10⁶·⁵.
@@ -21,7 +22,13 @@ const TARGETS: [usize; 3] = [1, 5, 20];
 
 /// A table for each.
 pub(super) fn measure(rounds: u32) -> String {
-    let tables = [blocks(rounds), sites(rounds), threads(rounds), targets(rounds)];
+    let tables = [
+        blocks(rounds),
+        sites(rounds),
+        threads(rounds, "untraced", Tracer::None),
+        threads(rounds, "exact", EXACT),
+        targets(rounds),
+    ];
     tables.iter().map(Table::to_string).collect()
 }
 
@@ -46,29 +53,18 @@ fn sites(rounds: u32) -> Table {
     alternate_one(rounds, "An exact pair against sites", "ns", &ways)
 }
 
-fn threads(rounds: u32) -> Table {
-    let tracers = [("untraced", Tracer::None), ("exact", EXACT)];
-    let ways: Vec<Way<'_>> = tracers
-        .iter()
-        .flat_map(|(name, tracer)| {
-            let way =
-                |threads| Way::new(format!("{name}, threads: {threads}"), move || all(threads, *tracer));
-            THREADS.map(way)
-        })
-        .collect();
+fn threads(rounds: u32, name: &str, tracer: Tracer) -> Table {
+    let ways = THREADS.map(|threads| Way::new(format!("threads: {threads}"), move || all(threads, tracer)));
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let title = format!("Pairs that all threads do together, on {cpus} processors");
+    let title = format!("Pairs that all threads do together on {cpus} processors, {name}");
     alternate_one(rounds, &title, "millions/s", &ways)
 }
 
-/// Millions of pairs a second.
+/// Millions of pairs a second, by the time that goes by.
 fn all(threads: u32, tracer: Tracer) -> Result<Measured> {
-    let word = format!("threads={threads}");
-    let mut measured = pair_ns(&[&word], Build::Gcc, tracer)?;
-    for value in &mut measured.values {
-        *value = f64::from(threads) * 1e3 / *value;
-    }
-    Ok(measured)
+    let measured = pair_ns(&[&format!("threads={threads}")], Build::Gcc, tracer)?;
+    let ns = measured.values.get(1).context("no time")?;
+    Ok(Measured::one(f64::from(threads) * 1e3 / ns, measured.note))
 }
 
 fn targets(rounds: u32) -> Table {

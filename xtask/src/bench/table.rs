@@ -34,7 +34,7 @@ impl Spread {
     pub(super) fn of(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
         let mut sorted: Vec<f64> = values.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
-        let even = sorted.len() % 2 == 0;
+        let even = sorted.len().is_multiple_of(2);
         let upper = *sorted.get(sorted.len() / 2)?;
         let lower = if even { *sorted.get(sorted.len() / 2 - 1)? } else { upper };
         Some(Spread { least: *sorted.first()?, middle: lower.midpoint(upper), most: *sorted.last()? })
@@ -49,12 +49,13 @@ impl fmt::Display for Spread {
     }
 }
 
-/// Three significant digits, or all before the point.
+/// About three significant digits, and all before the point.
 pub(super) fn number(value: f64) -> String {
     let digits = match value.abs() {
         100.0.. => 0,
         10.0.. => 1,
-        _ => 2,
+        0.1.. | 0.0 => 2,
+        _ => 4,
     };
     format!("{value:.digits$}")
 }
@@ -98,7 +99,11 @@ impl Table {
 impl fmt::Display for Table {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(out, "### {}\n", self.title)?;
-        writeln!(out, "| | {}, median | min – max | ratio, median | min – max |", self.unit)?;
+        writeln!(
+            out,
+            "| | {}, median | min – max | ratio to the first row, median | min – max |",
+            self.unit
+        )?;
         writeln!(out, "|---|--:|--:|--:|--:|")?;
         for row in &self.rows {
             match (row.cells(self.rows.first()), &row.problem) {

@@ -6,14 +6,18 @@ use super::{
     rounds::{one_line, progress},
 };
 use crate::command;
-use anyhow::{Context, Result, bail};
-use leaktrace_tests::compile::{self, Build};
-use leaktrace_tests::fixture::Fixture;
+use anyhow::{Context, Result, anyhow, bail};
+use leaktrace_tests::{
+    compile::{self, Build},
+    fixture::Fixture,
+    lines::Lines,
+};
 use std::{
     fs,
+    io::Write,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// What counts as large.
@@ -32,10 +36,7 @@ pub(super) fn measure() -> String {
     line("gdb", gdb());
     let libraries = large_libraries();
     if libraries.is_empty() {
-        line(
-            "a program with a library of 100 MB",
-            Err(anyhow::anyhow!("no such library is on this machine")),
-        );
+        line("a program with a library of 100 MB", Err(anyhow!("no such library is on this machine")));
     }
     for library in libraries {
         let name = library.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -65,17 +66,18 @@ impl std::fmt::Display for Built {
 
 fn of_process(pid: u32) -> Result<Built> {
     progress(&format!("tables of process {pid}"));
-    let process = doctor::process(pid)?;
     let mut built = Built::default();
-    for file in process["files"].as_array().context("doctor named no files")? {
-        let table = &file["table"];
-        let Some(rows) = table["rows"].as_u64() else { continue };
+    for file in doctor::process(pid)?.files {
+        let table = file.table;
+        if table.rows == 0 {
+            continue;
+        }
         built.files += 1;
-        built.rows += rows;
-        built.bytes += table["bytes"].as_u64().unwrap_or_default();
-        built.ns += table["took_ns"].as_u64().unwrap_or_default();
-        built.size +=
-            file["path"].as_str().and_then(|path| fs::metadata(path).ok()).map_or(0, |meta| meta.len());
+        built.rows += table.rows;
+        built.bytes += table.bytes;
+        built.ns += table.took_ns;
+        // The vdso has no size on disk.
+        built.size += fs::metadata(&file.path).map_or(0, |meta| meta.len());
     }
     Ok(built)
 }
@@ -95,12 +97,13 @@ fn gdb() -> Result<Built> {
     let mut command = Command::new("gdb");
     command.args(["-nx", "-q"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn().context("cannot run gdb")?;
-    let ready = child.stdin.as_mut().context("no standard input").and_then(|stdin| {
-        use std::io::Write;
-        stdin.write_all(b"echo ready\\n\n").context("gdb takes no orders")
-    });
-    let lines = leaktrace_tests::lines::Lines::new("gdb", child.stdout.take().context("no standard output")?);
-    let heard = ready.and_then(|()| lines.next_before(std::time::Instant::now() + Duration::from_secs(60)));
+    let ready = child
+        .stdin
+        .as_mut()
+        .context("no standard input")
+        .and_then(|stdin| stdin.write_all(b"echo ready\\n\n").context("gdb takes no orders"));
+    let lines = Lines::new("gdb", child.stdout.take().context("no standard output")?);
+    let heard = ready.and_then(|()| lines.next_before(Instant::now() + Duration::from_secs(60)));
     let built = match heard {
         Ok(Some(_)) => of_process(child.id()),
         Ok(None) => bail!("gdb ended"),

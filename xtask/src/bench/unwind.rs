@@ -52,7 +52,7 @@ const WALKS: [Walk; 5] = [
 /// What pairs take, what of it is walking, and what building the tables takes.
 pub(super) fn measure(rounds: u32) -> String {
     let ways: Vec<Way<'_>> = WALKS.iter().flat_map(|walk| DEPTHS.map(|depth| way(walk, depth))).collect();
-    let pairs = alternate_one(rounds, "An exact pair by depth of the stack", "ns", &ways);
+    let pairs = alternate_one(rounds, "Processor time of an exact pair by depth of the stack", "ns", &ways);
     let fresh = "“Another stack each time” shares only the frames of main with the one before; “reused” is the \
         same stack again, of which the walk ends as soon as it meets what it knows. Programs differ in between.";
     format!("{pairs}{fresh}\n\n{}{}", walking(&pairs), tables::measure())

@@ -17,16 +17,18 @@ use std::time::{Duration, Instant};
 
 /// A table for each.
 pub(super) fn measure(options: &Options) -> String {
+    let idle = |blocks, command| {
+        let targets = idle::TARGETS;
+        format!(
+            "{targets} idle targets with {} sites and {blocks} live blocks at each, `{command}`",
+            options.sites
+        )
+    };
     let sections = [
         (format!("{} live blocks at {} sites", options.blocks, options.sites), full(options)),
-        (
-            format!("{} idle targets with {} sites, `attach`", idle::TARGETS, options.sites),
-            idle::attach(options),
-        ),
-        (
-            format!("{} idle targets with {} sites, `agent`", idle::TARGETS, options.sites),
-            idle::service(options),
-        ),
+        (idle(1, "attach"), idle::attach(options, 1)),
+        (idle(10, "attach"), idle::attach(options, 10)),
+        (idle(1, "agent"), idle::service(options, 1)),
     ];
     let text = sections.map(|(title, facts)| {
         let facts =

@@ -17,24 +17,30 @@ use std::{thread::sleep, time::Duration};
 
 /// Processes that are traced.
 pub(super) const TARGETS: u64 = 10;
-/// Live blocks of each.
-const BLOCKS: u64 = 10_000;
 /// After the targets have come to rest, and three times while they rest.
 const SETTLE: Duration = Duration::from_secs(5);
 const WINDOW: Duration = Duration::from_secs(10);
 const WINDOWS: usize = 3;
 
-fn targets(options: &Options) -> Result<Vec<Fixture>> {
+/// So many live blocks at each site.
+fn targets(options: &Options, blocks: u64) -> Result<Vec<Fixture>> {
     let program = compile::fixture("million.c", Build::Gcc, &[])?;
-    let words = [BLOCKS.to_string(), (options.sites / TARGETS).max(1).to_string()];
+    let sites = sites(options);
+    let words = [(blocks * sites).to_string(), sites.to_string()];
     let words = words.each_ref().map(String::as_str);
     (0..TARGETS).map(|_| Fixture::start(&program, &words, &[])).collect()
 }
 
+/// Of each target.
+fn sites(options: &Options) -> u64 {
+    (options.sites / TARGETS).max(1)
+}
+
 /// `leaktrace attach` with what a person would look at.
-pub(super) fn attach(options: &Options) -> Result<Facts> {
+pub(super) fn attach(options: &Options, blocks: u64) -> Result<Facts> {
     progress("idle targets, attach");
-    let mut fixtures = targets(options)?;
+    let mut fixtures = targets(options, blocks)?;
+    let expected = TARGETS * sites(options) * blocks;
     let pids: Vec<u32> = fixtures.iter().map(Fixture::pid).collect();
     let mut leaktrace = Leaktrace::attach(&pids, &["--mode", "exact", "--interval", "1s", "--top", "10"])?;
     for fixture in &mut fixtures {
@@ -42,7 +48,7 @@ pub(super) fn attach(options: &Options) -> Result<Facts> {
     }
     leaktrace.until_settled("all blocks are reported", |report| {
         let held: u64 = report.targets.iter().map(|target| target.outstanding_count).sum();
-        if held == TARGETS * BLOCKS { Ok(()) } else { Err(format!("{held} blocks")) }
+        if held == expected { Ok(()) } else { Err(format!("{held} blocks")) }
     })?;
     let mut facts = Facts::default();
     rest(leaktrace.pid(), &mut facts)?;
@@ -51,9 +57,10 @@ pub(super) fn attach(options: &Options) -> Result<Facts> {
 }
 
 /// The service, with its own defaults but for the mode, which fills the sites, and the interval.
-pub(super) fn service(options: &Options) -> Result<Facts> {
+pub(super) fn service(options: &Options, blocks: u64) -> Result<Facts> {
     progress("idle targets, agent");
-    let mut fixtures = targets(options)?;
+    let mut fixtures = targets(options, blocks)?;
+    let expected = TARGETS * sites(options) * blocks;
     let pids: Vec<String> = fixtures.iter().map(|fixture| format!("\"pid:{}\"", fixture.pid())).collect();
     let mut agent = Agent::start(&format!(
         "targets = [{}]\n[trace]\nmode = \"exact\"\ninterval = \"1s\"\n[http]\nlisten = \"127.0.0.1:0\"\n",
@@ -71,7 +78,7 @@ pub(super) fn service(options: &Options) -> Result<Facts> {
             .iter()
             .filter_map(|target| target["outstanding_count"].as_u64())
             .sum();
-        (held == TARGETS * BLOCKS).then_some(())
+        (held == expected).then_some(())
     })?;
     let before = agent.work("summaries")?;
     let mut facts = Facts::default();

@@ -1,7 +1,7 @@
 //! The floor under any tracer: programs that do nothing, linked as leaktrace links its own and at the instructions that
 //! leaktrace has chosen. What is above it is leaktrace's own work. Uses bpf(2) directly: no library is in the way.
-use super::doctor;
-use anyhow::{Context, Result, bail};
+use super::doctor::{self, Hook};
+use anyhow::{Context, Result, bail, ensure};
 use std::{
     ffi::CString,
     io,
@@ -53,32 +53,35 @@ struct Link {
     padding: u32,
 }
 
-/// The two empty probes; they are gone with the value.
+/// The empty probes; they are gone with the value.
 pub(super) struct Floor {
     _links: Vec<OwnedFd>,
 }
 
 impl Floor {
-    /// Attaches to `malloc` and `free` of the process as leaktrace would.
-    pub(super) fn start(pid: u32) -> Result<Floor> {
-        let process = doctor::process(pid)?;
-        let links = ["malloc", "free"].map(|function| {
-            let mut hooks = process
-                .allocators
-                .iter()
-                .flat_map(|allocator| allocator.hooks.iter().map(|hook| (&allocator.file, hook)));
-            let found = hooks.find(|(_, hook)| hook.function == function);
-            let (file, hook) = found.with_context(|| format!("leaktrace would not probe {function}"))?;
-            let attach_type = match hook.link.as_str() {
-                "session" => SESSION,
-                "multi" => MULTI,
-                other => bail!("leaktrace would use {other} links, of which this benchmark has none"),
-            };
-            empty_probe(attach_type, file, hook.file_offset, pid)
-                .with_context(|| format!("an empty probe on {function}"))
-        });
-        Ok(Floor { _links: links.into_iter().collect::<Result<_>>()? })
+    /// Attaches wherever leaktrace would attach to the processes.
+    pub(super) fn start(pids: &[u32]) -> Result<Floor> {
+        let mut links = Vec::new();
+        for pid in pids {
+            for allocator in doctor::process(*pid)?.allocators {
+                for hook in &allocator.hooks {
+                    let link = probe(&allocator.file, hook, *pid);
+                    links.push(link.with_context(|| format!("an empty probe on {}", hook.function))?);
+                }
+            }
+        }
+        ensure!(!links.is_empty(), "leaktrace would probe nothing");
+        Ok(Floor { _links: links })
     }
+}
+
+fn probe(file: &str, hook: &Hook, pid: u32) -> Result<OwnedFd> {
+    let attach_type = match hook.link.as_str() {
+        "session" => SESSION,
+        "multi" => MULTI,
+        other => bail!("leaktrace would use {other} links, of which this benchmark has none"),
+    };
+    empty_probe(attach_type, file, hook.file_offset, pid)
 }
 
 fn empty_probe(attach_type: u32, file: &str, offset: u64, pid: u32) -> Result<OwnedFd> {

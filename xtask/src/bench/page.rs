@@ -45,7 +45,8 @@ pub(super) fn introduction(rounds: u32) -> String {
          {} on Linux {kernel}, {cpus} × {}, {} of memory; load when it began: {}.\n\n\
          Every number is the median of {rounds} rounds, with the smallest and the largest beside it. Rounds alternate \
          between the rows of a table, each with new processes; a ratio compares with the table's first row in the same \
-         round. Times hold for this machine only, ratios travel better.\n",
+         round. Times hold for this machine only, ratios travel better. “Floor” is programs of two instructions at the \
+         places that leaktrace has chosen: what the traps themselves cost, and no tracer that traps there can go below.\n",
         version.trim(),
         model.map_or("an unnamed processor", |(_, name)| name),
         memory(),

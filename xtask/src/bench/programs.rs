@@ -17,18 +17,23 @@ use std::{
 /// The default of `attach`: samples, and at most 5 % of a core.
 const DEFAULT: Tracer = Tracer::Leaktrace(&["--mode", "sampled", "--max-overhead", "5%"]);
 
-const TRACERS: [(&str, Tracer); 5] = [
-    ("untraced", Tracer::None),
+const UNTRACED: &str = "untraced";
+const FLOOR: &str = "floor: empty probes";
+const SAMPLED_NAME: &str = "leaktrace, sampled";
+
+const TRACERS: [(&str, Tracer); 6] = [
+    (UNTRACED, Tracer::None),
     ("leaktrace, growth", GROWTH),
+    (FLOOR, Tracer::Floor),
     ("leaktrace, sampled within 5 % of a core (the default)", DEFAULT),
-    ("leaktrace, sampled", SAMPLED),
+    (SAMPLED_NAME, SAMPLED),
     ("leaktrace, exact", EXACT),
 ];
 
 const REDIS_REQUESTS: u32 = 200_000;
 const NGINX_SECONDS: u32 = 4;
 
-/// Two tables for each server, one for sqlite.
+/// Two tables for each server, one for sqlite; how fast each is comes first.
 pub(super) fn measure(rounds: u32) -> String {
     let redis = |tracer| {
         under(servers::redis, tracer, |server, share| {
@@ -41,21 +46,39 @@ pub(super) fn measure(rounds: u32) -> String {
         })
     };
     [
-        tables(rounds, "redis SET, one at a time by 20 clients", &redis),
-        tables(rounds, "nginx, GET by 16 connections", &nginx),
-        sqlite_table(rounds),
+        section(rounds, "redis SET, one at a time by 20 clients", SERVED, Some("at least 0.85"), &redis),
+        section(rounds, "nginx, GET by 16 connections", SERVED, None, &nginx),
+        section(rounds, "sqlite3, 100,000 rows inserted, indexed and read", TAKEN, None, &sqlite),
     ]
     .concat()
-    .iter()
-    .map(Table::to_string)
-    .collect()
 }
 
-fn tables(rounds: u32, title: &str, measure: &dyn Fn(Tracer) -> Result<Measured>) -> Vec<Table> {
+/// What is measured of a server, and of a program that ends.
+const SERVED: &[(&str, &str)] = &[("requests a second", "1/s"), ("99th percentile", "ms")];
+const TAKEN: &[(&str, &str)] = &[("time", "s")];
+
+/// Measures under each tracer. `wanted` is of the first quantity, sampled against untraced.
+fn section(
+    rounds: u32,
+    title: &str,
+    quantities: &[(&str, &'static str)],
+    wanted: Option<&str>,
+    measure: &dyn Fn(Tracer) -> Result<Measured>,
+) -> String {
     let ways = TRACERS.map(|(name, tracer)| Way::new(name, move || measure(tracer)));
-    let titles =
-        [(format!("{title}: requests a second"), "1/s"), (format!("{title}: 99th percentile"), "ms")];
-    alternate(rounds, &titles, &ways)
+    let titles: Vec<_> =
+        quantities.iter().map(|(quantity, unit)| (format!("{title}: {quantity}"), *unit)).collect();
+    let tables = alternate(rounds, &titles, &ways);
+    let ratios = tables.first().map(|first| {
+        let lines = [
+            first.ratio(FLOOR, UNTRACED, None),
+            first.ratio(SAMPLED_NAME, UNTRACED, wanted),
+            first.ratio(SAMPLED_NAME, FLOOR, None),
+        ];
+        lines.into_iter().flatten().collect::<String>()
+    });
+    let tables: String = tables.iter().map(Table::to_string).collect();
+    format!("{tables}{}\n", ratios.unwrap_or_default())
 }
 
 /// A new server under the tracer; a quarter of the load warms it up.
@@ -71,12 +94,7 @@ fn under(
     Ok(Measured { values: vec![found.per_second, found.p99_ms], note: tracing.end()? })
 }
 
-fn sqlite_table(rounds: u32) -> Vec<Table> {
-    let ways = TRACERS.map(|(name, tracer)| Way::new(name, move || sqlite(tracer)));
-    alternate(rounds, &[("sqlite3, 100,000 rows inserted, indexed and read".to_owned(), "s")], &ways)
-}
-
-/// What is measured.
+/// What sqlite3 does.
 const SCRIPT: &str = "CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT);\n\
     WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c WHERE x < 100000) \
     INSERT INTO t SELECT x, printf('%032d', x * 7919 % 100003) FROM c;\n\

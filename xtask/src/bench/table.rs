@@ -88,11 +88,12 @@ impl Table {
         self.rows.iter().find(|row| row.name == name)
     }
 
-    /// A sentence on the ratio of two rows, where both were measured.
-    pub(super) fn ratio(&self, one: &str, other: &str) -> Option<String> {
+    /// A line on the ratio of two rows, where both were measured, and on what is wanted of it.
+    pub(super) fn ratio(&self, one: &str, other: &str, wanted: Option<&str>) -> Option<String> {
         let spread = self.row(one)?.with(self.row(other)?, |one, other| one / other)?;
         let [least, middle, most] = [spread.least, spread.middle, spread.most].map(number);
-        Some(format!("- {one} / {other}: {middle} ({least} – {most})\n"))
+        let wanted = wanted.map_or_else(String::new, |wanted| format!("; wanted: {wanted}"));
+        Some(format!("- {one} / {other}: {middle} ({least} – {most}){wanted}\n"))
     }
 }
 
@@ -143,7 +144,10 @@ mod tests {
         assert_eq!(ratios, Some(Spread { least: 5.0, middle: 10.0, most: 10.0 }));
         let text = table.to_string();
         assert!(text.contains("| traced | 100 | 100 – 200 | 10.0 | 5.00 – 10.0 |"), "{text}");
-        assert_eq!(table.ratio("untraced", "traced").unwrap(), "- untraced / traced: 0.10 (0.10 – 0.20)\n");
+        assert_eq!(
+            table.ratio("untraced", "traced", Some("1")).unwrap(),
+            "- untraced / traced: 0.10 (0.10 – 0.20); wanted: 1\n"
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use leaktrace_tests::{
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Tracer {
     None,
-    /// Two probes with nothing in them.
+    /// Probes with nothing in them.
     Floor,
     /// leaktrace with these flags. The cost is not bounded unless the flags say so.
     Leaktrace(&'static [&'static str]),
@@ -39,7 +39,7 @@ impl Tracer {
         let first = pids.first().copied().unwrap_or_default();
         Ok(match self {
             Tracer::None => Tracing::None,
-            Tracer::Floor => Tracing::Floor { _probes: Floor::start(first)? },
+            Tracer::Floor => Tracing::Floor { _probes: Floor::start(pids)? },
             Tracer::Bpftrace => Tracing::Bpftrace { _script: Bpftrace::start(first)? },
             Tracer::Leaktrace(flags) => {
                 let flags: Vec<&str> = USUAL.iter().chain(flags).copied().collect();

@@ -1,5 +1,4 @@
 //! Runs `leaktrace agent` and asks it. What it must answer is the scenarios' business.
-#![expect(clippy::indexing_slicing, reason = "a key that JSON lacks is null")]
 use crate::{
     http::{self, Answer},
     leaktrace::{binary, need_root},

@@ -143,7 +143,6 @@ pub struct Bundle {
 
 impl Bundle {
     /// Writes a configuration that runs `/app` in the root; `memory_bytes` is its limit, if it is to have one.
-    #[expect(clippy::indexing_slicing, reason = "what a JSON value lacks is null")]
     pub fn new(what: &str, root: Root, memory_bytes: Option<u64>, own_users: bool) -> Result<Bundle> {
         let folder = tempfile::Builder::new().prefix("bundle-").tempdir().context("no temporary folder")?;
         run(Command::new("runc").arg("spec").current_dir(folder.path()))?;

@@ -63,7 +63,7 @@ fn an_unknown_key_is_an_error_with_its_line_and_a_hint() {
 fn wrong_values_are_errors_that_say_what_is_right() {
     for (text, says) in [
         ("targets = [\"nginx\"]", "comm:NAME"),
-        ("exclude = [\"pid:0\"]", "pid"),
+        ("exclude = [\"pid:0\"]", "no process id"),
         ("[trace]\nmax_overhead = \"-1\"", "5%"),
         ("[trace]\nmode = \"all\"", "exact"),
         ("[trace]\ninterval = \"1ms\"", "at least 100ms"),

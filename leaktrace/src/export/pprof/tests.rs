@@ -157,9 +157,10 @@ fn what_is_no_snapshot_is_refused_with_a_reason() {
     };
     let file = write(&of(vec![site("a", main_and_library())]));
     says(b"hello", "not a pprof profile");
-    says(b"", "not a snapshot of leaktrace");
+    says(b"", "is empty");
     says(&file[..file.len() / 2], "cut off");
-    says(&Profile::default().encode_to_vec(), "not a snapshot of leaktrace");
+    let foreign = Profile { period: 1, ..Profile::default() };
+    says(&foreign.encode_to_vec(), "not a snapshot of leaktrace");
     let good = profile(&file);
     let changed = |change: fn(&mut Profile)| {
         let mut bad = good.clone();

@@ -1,31 +1,20 @@
 //! The commands that work on files, as the binary runs them: a made-up snapshot in a file, and what comes out compared
 //! with `tests/golden`. `LEAKTRACE_BLESS=1 cargo test -p leaktrace --test files` rewrites the golden files.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod golden_file;
+
 use std::{
     env, fs,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
 
+use golden_file::compare;
 use leaktrace::{
     export::{json, pprof},
     model::snapshot::{Confidence, Finding, Frame, SiteKind, SiteView, Snapshot, TargetView, Totals},
     render::text,
 };
-
-fn compare(name: &str, actual: &str) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name);
-    if env::var_os("LEAKTRACE_BLESS").is_some_and(|value| value == "1") {
-        fs::write(&path, actual).unwrap();
-        return;
-    }
-    let expected = fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        actual == expected,
-        "{} differs; LEAKTRACE_BLESS=1 rewrites it. It is now:\n{actual}",
-        path.display()
-    );
-}
 
 fn frame(function: &str, offset: u64, line: u32) -> Frame {
     Frame {

@@ -1,8 +1,11 @@
 //! Help texts, reports and JSON compared with files in `tests/golden`. `LEAKTRACE_BLESS=1 cargo test -p leaktrace
 //! --test golden` rewrites the files; the difference then shows in version control.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-use std::{collections::BTreeMap, env, fs, path::PathBuf};
+mod golden_file;
 
+use std::collections::BTreeMap;
+
+use golden_file::compare;
 use leaktrace::{
     cli::args,
     export::json,
@@ -12,20 +15,6 @@ use leaktrace::{
     },
     render::{text, trace},
 };
-
-fn compare(name: &str, actual: &str) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name);
-    if env::var_os("LEAKTRACE_BLESS").is_some_and(|value| value == "1") {
-        fs::write(&path, actual).unwrap();
-        return;
-    }
-    let expected = fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        actual == expected,
-        "{} differs; LEAKTRACE_BLESS=1 rewrites it. It is now:\n{actual}",
-        path.display()
-    );
-}
 
 fn help(subcommand: Option<&str>) -> String {
     let mut command = args::command().term_width(100).max_term_width(100);

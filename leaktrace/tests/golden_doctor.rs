@@ -1,8 +1,9 @@
 //! What `doctor` prints of made-up hosts and processes, compared with files in `tests/golden`. `LEAKTRACE_BLESS=1
 //! cargo test -p leaktrace --test golden_doctor` rewrites them.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-use std::{env, fs, path::PathBuf};
+mod golden_file;
 
+use golden_file::compare;
 use leaktrace::{
     attach::{
         capabilities::{Capabilities, Capability},
@@ -17,20 +18,6 @@ use leaktrace::{
     },
     render::{self, text::Style},
 };
-
-fn compare(name: &str, actual: &str) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name);
-    if env::var_os("LEAKTRACE_BLESS").is_some_and(|value| value == "1") {
-        fs::write(&path, actual).unwrap();
-        return;
-    }
-    let expected = fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        actual == expected,
-        "{} differs; LEAKTRACE_BLESS=1 rewrites it. It is now:\n{actual}",
-        path.display()
-    );
-}
 
 fn good_host() -> Host {
     Host {

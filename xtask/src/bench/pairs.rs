@@ -52,7 +52,7 @@ fn section(rounds: u32, threads: u32) -> String {
         attached(OFFSET_ZERO_NAME, OFFSET_ZERO),
         attached(BPFTRACE, Tracer::Bpftrace),
         Way::new(HEAPTRACK, || heaptrack(&words)),
-        Way::new(JEMALLOC, || jemalloc(&words, "prof:false")),
+        Way::new(JEMALLOC, || jemalloc(&words, "")),
         Way::new(PROFILED, || jemalloc(&words, "prof:true,prof_active:true,lg_prof_sample:19")),
     ];
     let plural = if threads == 1 { "thread" } else { "threads" };

@@ -7,7 +7,7 @@ use leaktrace_tests::{
 };
 
 /// A way to trace processes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tracer {
     None,
     /// Probes with nothing in them.

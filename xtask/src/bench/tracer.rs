@@ -50,10 +50,24 @@ impl Tracer {
 }
 
 impl Tracing {
-    /// Ends it; says what leaktrace has lost meanwhile, which makes it cheaper.
+    /// Ends it; says what leaktrace has lost or was not allowed to record meanwhile, which makes it cheaper.
     pub(super) fn end(self) -> Result<Option<String>> {
         let Tracing::Leaktrace(leaktrace) = self else { return Ok(None) };
-        let lost = compare::losses(&leaktrace.interrupt()?, &Rules::default());
-        Ok((!lost.is_empty()).then(|| lost.join(", ")))
+        let report = leaktrace.interrupt()?;
+        let mut said = compare::losses(&report, &Rules::default());
+        for target in &report.targets {
+            let limited = target
+                .overhead
+                .as_ref()
+                .filter(|overhead| !matches!(&*overhead.state, "within_budget" | "off"));
+            said.extend(limited.map(|overhead| {
+                let seconds = overhead.paused_ns as f64 / 1e9;
+                format!(
+                    "at its end {} was {}, and paused for {seconds:.0} s in all",
+                    target.comm, overhead.state
+                )
+            }));
+        }
+        Ok((!said.is_empty()).then(|| said.join("; ")))
     }
 }

@@ -37,7 +37,7 @@ enum Task {
         /// Run only the end-to-end tests whose name contains this.
         filter: Option<String>,
     },
-    /// What tracing costs, as ratios measured in one run (as root); prints a Markdown table.
+    /// What tracing costs, as ratios measured in one run (as root); a page in Markdown.
     Bench(bench::Options),
     /// Build the binary that is given to others: static where the toolchain allows, stripped.
     Dist {

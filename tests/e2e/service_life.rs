@@ -6,9 +6,10 @@ use leaktrace_tests::{
     agent::{Agent, PATIENCE},
     compile::{self, Build},
     container::{Bundle, Root},
-    lines,
+    http, lines,
 };
 use std::{
+    io::{Read, Write},
     os::unix::net::UnixDatagram,
     path::Path,
     time::{Duration, Instant},
@@ -224,5 +225,34 @@ fn a_file_is_written_when_the_kernel_kills_a_target_for_lack_of_memory() -> Resu
     let target = &report["targets"][0];
     ensure!(target["exited"]["oom_killed"] == true, "{target}");
     ensure!(target["sites"][0]["frames"].to_string().contains("takes_all_memory"), "{target}");
+    Ok(())
+}
+
+/// One that promises a body and never sends it keeps its place only as long as `http.timeout` allows.
+#[test]
+fn a_slow_client_gives_its_place_up_in_time() -> Result<()> {
+    let text = config("", "")
+        .replace("[http]\n", "[http]\nmax_concurrent = 1\ntimeout = \"5s\"\nmax_connections = 8\n");
+    let agent = Agent::start(&text)?;
+    let mut slow = http::send(agent.address(), "POST", "/api/v1/snapshots", &["content-length: 5"])?;
+    lines::poll("there is no place left", PATIENCE, || {
+        Ok((agent.get("/api/v1/health")?.status == 503).then_some(()))
+    })?;
+    let mut answer = [0; 64];
+    let length = slow.read(&mut answer)?;
+    let answer = String::from_utf8_lossy(answer.get(..length).unwrap_or_default()).into_owned();
+    ensure!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    lines::poll("its place is free", PATIENCE, || {
+        Ok((agent.get("/api/v1/health")?.status == 200).then_some(()))
+    })?;
+    // Heads that never end: the connections are closed.
+    let mut idle: Vec<_> = (0..8).map(|_| http::connect(agent.address())).collect::<Result<_>>()?;
+    for stream in &mut idle {
+        stream.write_all(b"GET /api/v1/health HT")?;
+    }
+    lines::poll("others are answered although nobody hung up", PATIENCE, || {
+        Ok(agent.get("/api/v1/health").is_ok_and(|answer| answer.status == 200).then_some(()))
+    })?;
+    drop(idle);
     Ok(())
 }

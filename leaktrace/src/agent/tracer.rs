@@ -546,8 +546,12 @@ impl Tracer {
                 continue;
             }
             let attached = self.attach(pid, part);
-            for (function, reason) in attached.allocators.iter().flat_map(|view| &view.failed) {
-                tracing::warn!(pid, function, reason, "a function is not probed");
+            // Of a process that has ended meanwhile there is nothing to say.
+            let has_failed = attached.allocators.iter().any(|view| !view.failed.is_empty());
+            if has_failed && process::stat(pid).is_some_and(|stat| !stat.has_ended) {
+                for (function, reason) in attached.allocators.iter().flat_map(|view| &view.failed) {
+                    tracing::warn!(pid, function, reason, "a function is not probed");
+                }
             }
             tracked.attached.insert(identity, attached);
         }

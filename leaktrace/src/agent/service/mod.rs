@@ -56,7 +56,7 @@ use crate::{
         series::{SeriesPoint, TargetKey},
         service::{AlertKind, MemoryLimit, OwnFault, OwnUse, Severity, View, Work, is_live, key},
         sites::{Order, Selection},
-        snapshot::{Snapshot, TargetView},
+        snapshot::{Snapshot, TargetView, WallNs},
     },
 };
 
@@ -315,6 +315,8 @@ impl Service {
                 }
             }
         });
+        let sum = self.held.values().map(|held| held.outstanding_bytes).fold(0, u64::saturating_add);
+        self.rise(sum, time);
         self.look_at_limits();
         self.evaluate();
         self.publish();
@@ -428,8 +430,13 @@ impl Service {
                 series.record(key(target), point);
             }
         });
+        self.rise(sum, snapshot.time);
+    }
+
+    /// Remembers the most that all targets held together.
+    fn rise(&mut self, sum: u64, time: WallNs) {
         if sum >= self.peak.0 {
-            self.peak = (sum, snapshot.time);
+            self.peak = (sum, time);
         }
     }
 

@@ -318,7 +318,7 @@ impl Tracer {
         let result = self.maps.set_target(pid, &settings);
         if let Err(error) = result {
             self.tables.close(tracked.tables);
-            self.maps.forget(pid);
+            drop(self.maps.forget(pid));
             return Err(error);
         }
         self.probe(&mut tracked);
@@ -924,10 +924,10 @@ impl Tracer {
 
     fn drop_target(&mut self, mut target: Tracked) {
         let pid = target.pid();
-        // Many may end at once, and the next ones wait to be probed.
-        self.detach_aside(&mut target);
         self.tally_of_gone.merge(&self.maps.tally(pid));
-        self.maps.forget(pid);
+        let table = self.maps.forget(pid);
+        // Many may end at once, and the next ones wait to be probed.
+        self.detach_aside(&mut target, table);
         self.symbolizer.forget_process(pid);
         self.tables.close(target.tables);
     }

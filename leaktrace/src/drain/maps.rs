@@ -3,6 +3,7 @@ use std::{
     collections::HashMap,
     io,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    sync::Arc,
 };
 
 use anyhow::{Context as _, Result};
@@ -46,13 +47,26 @@ impl Tally {
     }
 }
 
+/// A table of live blocks that is not needed any more. Dropping it waits until no program can be looking at it.
+pub struct RetiredTable {
+    live: Arc<OwnedFd>,
+    table: u32,
+    _map: OwnedFd,
+}
+
+impl Drop for RetiredTable {
+    fn drop(&mut self) {
+        let _ = sys::map_delete(self.live.as_fd(), bytes_of(&self.table));
+    }
+}
+
 /// Descriptors of the maps and the inner maps of live blocks.
 pub struct Maps {
     targets: OwnedFd,
     tallies: OwnedFd,
     hits: OwnedFd,
     threads: OwnedFd,
-    live: OwnedFd,
+    live: Arc<OwnedFd>,
     sites: OwnedFd,
     stack_ids: OwnedFd,
     spare_tables: OwnedFd,
@@ -78,7 +92,7 @@ impl Maps {
             tallies: own("TALLIES")?,
             hits: own("HITS")?,
             threads: own("THREADS")?,
-            live: own("LIVE")?,
+            live: Arc::new(own("LIVE")?),
             sites: own("SITES")?,
             stack_ids: own("STACK_IDS")?,
             spare_tables: own("SPARE_TABLES")?,
@@ -177,14 +191,13 @@ impl Maps {
         let _ = sys::map_delete(self.targets.as_fd(), bytes_of(&pid));
     }
 
-    /// Drops everything about a process but its sites.
-    pub fn forget(&mut self, pid: u32) {
+    /// Drops everything about a process but its sites. Its table goes when what is returned is dropped, which takes
+    /// time and can be done aside: a key is not given to another table.
+    pub fn forget(&mut self, pid: u32) -> Option<RetiredTable> {
         self.stop(pid);
         let _ = sys::map_delete(self.tallies.as_fd(), bytes_of(&pid));
-        if let Some(table) = self.table_of.remove(&pid) {
-            let _ = sys::map_delete(self.live.as_fd(), bytes_of(&table));
-            self.tables.remove(&table);
-        }
+        let table = self.table_of.remove(&pid)?;
+        self.tables.remove(&table).map(|map| RetiredTable { live: Arc::clone(&self.live), table, _map: map })
     }
 
     /// Drops the state of threads whose exits will not be seen.

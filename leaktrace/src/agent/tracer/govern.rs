@@ -10,6 +10,7 @@ use crate::{
     },
     attach::links::Links,
     discover::{memory, process},
+    drain::maps::RetiredTable,
     model::{
         events::{EventKind, EventView},
         units,
@@ -85,7 +86,7 @@ impl Tracer {
                 self.tell_kernel(target);
                 // A program that had begun may have recorded one more block.
                 target.care.unverified_before_ns = clock::boot_ns().saturating_add(IN_FLIGHT_NS);
-                self.detach_aside(target);
+                self.detach_aside(target, None);
                 // What was seen to grow is not known to be there any more.
                 target.history = History::default();
             }
@@ -106,17 +107,19 @@ impl Tracer {
         }
     }
 
-    /// Detaches without waiting for it: under load the kernel may take seconds, while the rings fill.
-    pub(super) fn detach_aside(&mut self, target: &mut Tracked) {
+    /// Detaches without waiting for it, and gives a table of blocks up after that: under load the kernel may take
+    /// seconds, while the rings fill.
+    pub(super) fn detach_aside(&mut self, target: &mut Tracked, table: Option<RetiredTable>) {
         let attached = target.attached.values_mut();
         let mut links: Vec<Links> = attached.map(|attached| std::mem::take(&mut attached.links)).collect();
         links.retain(|links| !links.is_empty());
         self.detaching.retain(|_, thread| !thread.is_finished());
-        if links.is_empty() || self.detaching.len() >= MAX_DETACHING {
+        let has_nothing = links.is_empty() && table.is_none();
+        if has_nothing || self.detaching.len() >= MAX_DETACHING {
             return;
         }
         self.wait_for_detaching(target.pid());
-        self.detaching.insert(target.pid(), std::thread::spawn(move || drop(links)));
+        self.detaching.insert(target.pid(), std::thread::spawn(move || drop((links, table))));
     }
 
     fn wait_for_detaching(&mut self, pid: u32) {

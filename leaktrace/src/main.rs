@@ -11,9 +11,18 @@ fn main() -> ExitCode {
 /// size stays, and what a summary took goes back to the system.
 #[cfg(target_env = "gnu")]
 fn return_large_buffers() {
-    const THRESHOLD_BYTES: libc::c_int = 256 << 10;
-    // SAFETY: no thread has been started, and the call only sets a number.
-    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, THRESHOLD_BYTES) };
+    const OWN_MAPPING_BYTES: libc::c_int = 256 << 10;
+    // Smaller ones come and go with each summary: a few MiB stay, which would be faulted in again a second later.
+    const KEPT_BYTES: libc::c_int = 8 << 20;
+    const STEP_BYTES: libc::c_int = 4 << 20;
+    for (parameter, value) in [
+        (libc::M_MMAP_THRESHOLD, OWN_MAPPING_BYTES),
+        (libc::M_TRIM_THRESHOLD, KEPT_BYTES),
+        (libc::M_TOP_PAD, STEP_BYTES),
+    ] {
+        // SAFETY: no thread has been started, and the call only sets a number.
+        unsafe { libc::mallopt(parameter, value) };
+    }
 }
 
 /// Other C libraries give large blocks back by themselves.

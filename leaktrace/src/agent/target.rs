@@ -9,6 +9,7 @@ use crate::{
     discover::{container::Container, object::FileIdentity, process::Process},
     drain::maps::Tally,
     model::{
+        blocks::Blocks,
         history::History,
         mappings::Mappings,
         memory::MemorySeries,
@@ -47,6 +48,8 @@ pub struct Tracked {
     pub space: Rc<AddressSpace>,
     /// Its anonymous memory.
     pub mappings: Mappings,
+    /// Its blocks as they were read last.
+    pub blocks: KeptBlocks,
     /// Blocks found to be gone.
     pub corrections: Corrections,
     /// Earlier summaries.
@@ -71,6 +74,34 @@ pub struct Tracked {
     pub looked_ns: u64,
     /// What watching it costs, and what of it is watched.
     pub care: Care,
+}
+
+/// Blocks of a process that does nothing are read once: finding a few in a table for a million takes milliseconds.
+#[derive(Debug, Default)]
+pub struct KeptBlocks {
+    blocks: Option<Rc<Blocks>>,
+    /// What the sums were before they were read.
+    signature: u64,
+    /// They were read again after the sums had stood still: nothing that was under way then is missing.
+    is_settled: bool,
+}
+
+impl KeptBlocks {
+    /// Blocks that are kept; of more, reading takes longer than finding.
+    const MOST: usize = 1 << 14;
+
+    /// The blocks, if nothing has changed since they were read.
+    pub fn get(&self, signature: u64) -> Option<Rc<Blocks>> {
+        self.blocks.clone().filter(|_| self.is_settled && self.signature == signature)
+    }
+
+    /// Keeps what was read after the sums were this.
+    pub fn keep(&mut self, signature: u64, blocks: &Rc<Blocks>) {
+        let is_small = blocks.len() <= KeptBlocks::MOST;
+        self.is_settled = self.signature == signature;
+        self.signature = signature;
+        self.blocks = (is_small && self.is_settled).then(|| Rc::clone(blocks));
+    }
 }
 
 /// Whether a target's allocations are recorded.

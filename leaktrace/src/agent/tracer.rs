@@ -26,7 +26,7 @@ use super::{
     naming::{Naming, Unnamed},
     options::{TraceOptions, UnwindMode},
     tables::Tables,
-    target::{Care, OutOfMemory, Recording, Tracked},
+    target::{Care, KeptBlocks, OutOfMemory, Recording, Tracked},
     view,
 };
 use crate::{
@@ -419,6 +419,7 @@ impl Tracer {
             tables: self.tables.open(),
             space: Rc::default(),
             mappings: mappings.listing(range),
+            blocks: KeptBlocks::default(),
             corrections: Corrections::default(),
             history: History::default(),
             sample_interval_bytes: self.options.sample_interval_bytes,

@@ -4,7 +4,11 @@ use leaktrace_common::{
     heap::{Block, SiteTotals},
     sample::{WEIGHT_BITS, weight, weighted_bytes},
 };
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    rc::Rc,
+};
 
 use super::{
     clock,
@@ -42,8 +46,16 @@ pub fn target_view(
     has_size_filter: bool,
 ) -> TargetView {
     let now_ns = clock::boot_ns();
-    let blocks = drain_blocks(target, maps, functions);
     let tally = maps.tally(target.pid());
+    let signature = signature(heap, &tally, target);
+    let blocks = target.blocks.get(signature).unwrap_or_else(|| {
+        let (blocks, is_doubtful) = drain_blocks(target, maps, functions);
+        let blocks = Rc::new(blocks);
+        if !is_doubtful {
+            target.blocks.keep(signature, &blocks);
+        }
+        blocks
+    });
     let is_running = target.exited.is_none();
     let facts = if is_running { process::inspect(target.pid()).ok() } else { None };
     let input = Input {
@@ -92,6 +104,20 @@ pub fn target_view(
     view
 }
 
+/// A number that changes when a block comes or goes.
+fn signature(heap: &[(u64, SiteTotals)], tally: &Tally, target: &Tracked) -> u64 {
+    let of_site = |(stack, totals): &(u64, SiteTotals)| {
+        let mut hasher = DefaultHasher::new();
+        (stack, totals.allocated_count, totals.freed_count).hash(&mut hasher);
+        hasher.finish()
+    };
+    // Sites come in any order.
+    let sites = heap.iter().map(of_site).fold(0_u64, u64::wrapping_add);
+    let mut hasher = DefaultHasher::new();
+    (sites, tally.sum(), target.image.generation, target.care.widest_interval_bytes).hash(&mut hasher);
+    hasher.finish()
+}
+
 /// What is shown of a container.
 pub fn container_view(container: &Container) -> ContainerView {
     let names = &container.names;
@@ -134,8 +160,10 @@ fn overhead_view(target: &Tracked, now_ns: u64) -> Option<OverheadView> {
     })
 }
 
-/// Live blocks of the image; blocks whose free was missed are taken out of the kernel's table and of the sums.
-fn drain_blocks(target: &mut Tracked, maps: &Maps, functions: &Functions) -> Blocks {
+/// Live blocks of the image; blocks whose free was missed are taken out of the kernel's table and of the sums. `true`
+/// where that must wait for some of them.
+fn drain_blocks(target: &mut Tracked, maps: &Maps, functions: &Functions) -> (Blocks, bool) {
+    let mut is_doubtful = false;
     let mut blocks = Blocks::default().sampled_every(target.care.widest_interval_bytes);
     let generation = target.image.generation as u16;
     let mut of_other_images = Vec::new();
@@ -147,19 +175,21 @@ fn drain_blocks(target: &mut Tracked, maps: &Maps, functions: &Functions) -> Blo
         }
     });
     if let Err(error) = drained {
+        is_doubtful = true;
         tracing::warn!(pid = target.pid(), %error, "reading the table of live blocks");
     }
     maps.delete_blocks(target.pid(), &of_other_images);
     let now_ns = clock::boot_ns();
     for gone in blocks.remove_overlapped() {
         let settled = target.exited.is_some() || now_ns.saturating_sub(gone.born_ns) > SETTLED_NS;
+        is_doubtful |= !settled;
         if settled && maps.delete_block_born(target.pid(), gone.address, gone.born_ns) {
             let bytes = weighted_bytes(gone.size_bytes, gone.threshold);
             let count = (weight(gone.threshold) + (1 << (WEIGHT_BITS - 1))) >> WEIGHT_BITS;
             target.corrections.add(gone.stack, bytes, count);
         }
     }
-    blocks
+    (blocks, is_doubtful)
 }
 
 /// Losses of one target by cause; causes without any are left out.

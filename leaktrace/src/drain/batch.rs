@@ -6,8 +6,9 @@ use leaktrace_common::{Plain, read};
 
 use crate::attach::sys;
 
-/// Entries per call to begin with; doubled when a bucket holds more.
-const FIRST_CAPACITY: u32 = 16_384;
+/// Entries per call to begin with; doubled when a bucket holds more. Few, so that the same memory is used again and
+/// again: a call takes far longer than the kernel needs to find its place again.
+const FIRST_CAPACITY: u32 = 2048;
 /// A bucket with more entries than this is not believed.
 const LAST_CAPACITY: u32 = 1 << 22;
 

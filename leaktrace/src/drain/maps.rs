@@ -39,6 +39,11 @@ impl Tally {
         }
     }
 
+    /// A number that changes with every counter.
+    pub fn sum(&self) -> u64 {
+        self.0.iter().fold(0, |sum, amount| sum.wrapping_add(*amount))
+    }
+
     /// Adds another tally.
     pub fn merge(&mut self, other: &Tally) {
         for (slot, amount) in self.0.iter_mut().zip(other.0) {

@@ -128,6 +128,7 @@ impl Tracer {
     /// Makes the process a target if an order means it. `executed_ns` is when its program began, if that is news.
     pub(super) fn consider(&mut self, pid: u32, executed_ns: Option<u64>) {
         if self.targets.contains_key(&pid) {
+            self.executed_before_it_was_a_target(pid, executed_ns);
             return;
         }
         let standing = &mut self.standing;
@@ -161,6 +162,23 @@ impl Tracer {
             }
             Err(error) => self.not_traced(&candidate, &error),
         }
+    }
+
+    /// A process may execute its program while it is being made a target: the kernel programs did not know it yet and have
+    /// counted no new image. What was looked at may have been the program before.
+    fn executed_before_it_was_a_target(&mut self, pid: u32, executed_ns: Option<u64>) {
+        let is_first =
+            self.maps.target(pid).is_some_and(|target| target.owner == pid && target.generation == 0);
+        let Some(target) = self.targets.get_mut(&pid) else { return };
+        if executed_ns.is_none() || !is_first || target.image.generation != 0 || target.unseen_ns.is_some() {
+            return;
+        }
+        if let Ok(process) = process::inspect(pid) {
+            target.process = process;
+        }
+        target.is_stale = true;
+        target.has_new_files = true;
+        self.note_late(pid, executed_ns);
     }
 
     fn note_late(&mut self, pid: u32, executed_ns: Option<u64>) {

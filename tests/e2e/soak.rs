@@ -367,8 +367,7 @@ fn nothing_is_lost(stage: &Stage<'_>) -> Result<()> {
         "{counted} are counted as not traced, but {} were not shown: {not_shown:?}",
         not_shown.len()
     );
-    // On a busy machine many are gone before their turn.
-    ensure!(not_shown.len() * 10 < ended.len() * 9, "hardly any process was traced");
+    ensure!(not_shown.len() * 2 < ended.len(), "most processes were not traced");
     Ok(())
 }
 

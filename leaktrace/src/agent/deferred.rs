@@ -2,10 +2,8 @@
 //! with the process's code as it was when the stack was taken, until it can be walked.
 use std::{collections::VecDeque, rc::Rc};
 
-use super::tables::Code;
-use crate::{
-    drain::decode::CopyRecord, model::stacks::ImageKey, symbolize::AddressSpace, unwind::mappings::Regions,
-};
+use super::{code::Mapped, tables::Code};
+use crate::{drain::decode::CopyRecord, model::stacks::ImageKey, unwind::mappings::Regions};
 
 /// Copies that wait at the most, of 20 KiB each.
 const MAX_WAITING: usize = 1024;
@@ -16,10 +14,8 @@ pub(super) struct Waiting {
     pub(super) image: ImageKey,
     /// Registers and memory.
     pub(super) copy: CopyRecord,
-    /// The process's code at the time,
-    pub(super) regions: Rc<Regions<Code>>,
-    /// and what it is called.
-    pub(super) space: Rc<AddressSpace>,
+    /// The process's code at the time.
+    pub(super) mapped: Mapped,
 }
 
 /// The copies that wait.
@@ -51,8 +47,8 @@ impl Deferred {
         let of_image = |waiting: &&Waiting| image.is_none_or(|image| waiting.image == image);
         let mut code: Vec<Rc<Regions<Code>>> = Vec::new();
         for waiting in self.waiting.iter().filter(of_image) {
-            if !code.iter().any(|known| Rc::ptr_eq(known, &waiting.regions)) {
-                code.push(Rc::clone(&waiting.regions));
+            if !code.iter().any(|known| Rc::ptr_eq(known, &waiting.mapped.regions)) {
+                code.push(Rc::clone(&waiting.mapped.regions));
             }
         }
         code
@@ -88,7 +84,7 @@ mod tests {
             memory: Vec::new(),
         };
         let image = ImageKey { tgid: 1, generation: (hash % 2) as u32 };
-        Waiting { image, copy, regions: Rc::default(), space: Rc::default() }
+        Waiting { image, copy, mapped: Mapped::default() }
     }
 
     #[test]

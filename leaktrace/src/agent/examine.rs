@@ -18,7 +18,7 @@ use crate::{
         scan::FoundFunction,
     },
     model::diagnosis::{AllocatorDiagnosis, FileDiagnosis, HookDiagnosis, ProcessDiagnosis, TableDiagnosis},
-    symbolize::{DEFAULT_DEBUG_DIR, MapLine, Modules},
+    symbolize::{DEFAULT_DEBUG_DIR, Modules},
     unwind::{
         elf::Elf,
         table::{Options, Table},
@@ -167,16 +167,7 @@ fn look_into_files(pid: u32, entries: &[MapEntry], diagnosis: &mut ProcessDiagno
 fn file(pid: u32, entry: &MapEntry, modules: &mut Modules) -> FileDiagnosis {
     let mut diagnosis =
         FileDiagnosis { path: entry.path_lossy(), deleted: entry.deleted, ..FileDiagnosis::default() };
-    let line = MapLine {
-        start: entry.start,
-        end: entry.end,
-        executable: entry.executable,
-        offset: entry.offset,
-        device: (entry.device.major, entry.device.minor),
-        inode: entry.inode,
-        path: entry.path_lossy(),
-    };
-    if let Ok(module) = modules.capture(pid, &line) {
+    if let Ok(module) = modules.capture(pid, entry) {
         let names = module.name_sources(&[PathBuf::from(DEFAULT_DEBUG_DIR)]);
         diagnosis.build_id = module.build_id.clone();
         diagnosis.symbols = names.symbols;

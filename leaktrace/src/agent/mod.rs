@@ -4,6 +4,7 @@
 pub mod attachment;
 mod builder;
 pub mod clock;
+mod code;
 mod deferred;
 pub mod diagnose;
 pub mod examine;

@@ -77,6 +77,14 @@ pub struct Code {
     file: Option<Arc<KnownFile>>,
 }
 
+impl Code {
+    /// Code that no file stands for.
+    #[cfg(test)]
+    pub(super) fn of_no_file(entry: &MapEntry) -> Code {
+        Code { entry: Rc::new(entry.clone()), file: None }
+    }
+}
+
 /// Every table and slot.
 pub struct Tables {
     mode: UnwindMode,
@@ -102,14 +110,12 @@ pub struct Tables {
     refused: u64,
 }
 
-/// A process's slot, its code, and the tables it refers to.
+/// A process's slot, and the tables it refers to.
 #[derive(Debug, Default)]
 pub struct ProcessTables {
     slot: Option<u32>,
     held: HashSet<TableKey>,
-    /// Its code as of the last news. A version that is kept elsewhere stays as it is.
-    regions: Rc<Regions<Code>>,
-    /// The kernel's copy is older.
+    /// The kernel's copy of its mappings is older than what is known.
     is_changed: bool,
     /// Mappings that the kernel's table had no room for.
     pub left_out: usize,
@@ -121,19 +127,9 @@ impl ProcessTables {
         self.slot
     }
 
-    /// The code that it maps now.
-    pub fn regions(&self) -> &Rc<Regions<Code>> {
-        &self.regions
-    }
-
-    /// Whether code lies at an address.
-    pub fn maps(&self, address: u64) -> bool {
-        self.regions.at(address).is_some()
-    }
-
-    /// Whether so much code came and went that what is there is not known any more.
-    pub fn has_overflowed(&self) -> bool {
-        self.regions.refused() > 0
+    /// Its code has changed: the kernel is to see it.
+    pub fn mark_changed(&mut self) {
+        self.is_changed = true;
     }
 }
 
@@ -198,39 +194,38 @@ impl Tables {
         process.slot.map_or(0, |slot| self.processes.changes(slot))
     }
 
-    /// Takes all mappings of a process from /proc/PID/maps.
-    pub fn replace(&mut self, pid: u32, process: &mut ProcessTables, entries: &[MapEntry]) {
-        process.regions = Rc::default();
-        for entry in entries.iter().filter(|entry| entry.executable) {
-            self.map(pid, process, entry);
+    /// The code of a process by all its mappings from /proc/PID/maps.
+    pub fn regions(&mut self, pid: u32, process: &ProcessTables, entries: &[MapEntry]) -> Regions<Code> {
+        let mut regions = Regions::default();
+        for entry in entries {
+            if let Some(region) = self.region(pid, process, entry) {
+                regions.insert(region);
+            }
         }
-        process.is_changed = true;
+        regions
     }
 
-    /// Takes one mapping that was made just now. What it overlaps is gone.
-    pub fn map(&mut self, pid: u32, process: &mut ProcessTables, entry: &MapEntry) {
+    /// What one mapping means for the walker, and has its table built; `None` where it means nothing.
+    pub fn region(&mut self, pid: u32, process: &ProcessTables, entry: &MapEntry) -> Option<Region<Code>> {
         if process.slot.is_none() || !entry.executable {
-            return;
+            return None;
         }
         let file = self.known_file(pid, entry);
         if let Some(file) = &file {
             self.want(pid, entry, file);
         }
         let (start, end, file_offset) = (entry.start, entry.end, entry.offset);
-        let code = Code { entry: Rc::new(entry.clone()), file };
-        Rc::make_mut(&mut process.regions).insert(Region { start, end, file_offset, file: code });
-        process.is_changed = true;
+        Some(Region { start, end, file_offset, file: Code { entry: Rc::new(entry.clone()), file } })
     }
 
     /// Lets the kernel see a process's mappings, if anything is new. `covered` is what [`Tables::changes`] said before
     /// the news was read. Tables that are not needed any more are given up.
-    pub fn publish(&mut self, pid: u32, process: &mut ProcessTables, covered: u32) {
+    pub fn publish(&mut self, pid: u32, process: &mut ProcessTables, regions: &Regions<Code>, covered: u32) {
         let Some(slot) = process.slot else { return };
         if !process.is_changed && !self.processes.is_pending(slot) {
             return;
         }
         let mut held = HashSet::new();
-        let regions = Rc::clone(&process.regions);
         for region in regions.iter() {
             let Some(file) = &region.file.file else { continue };
             if held.contains(&file.key) {
@@ -293,11 +288,11 @@ impl Tables {
     }
 
     /// Tables came: a process's mappings are to be published again if they lack any.
-    pub fn touch(&self, process: &mut ProcessTables) {
+    pub fn touch(&self, process: &mut ProcessTables, regions: &Regions<Code>) {
         let lacks = |region: &Region<Code>| {
             region.file.file.as_ref().is_some_and(|file| !process.held.contains(&file.key))
         };
-        process.is_changed |= process.regions.iter().any(lacks);
+        process.is_changed |= regions.iter().any(lacks);
     }
 
     /// Walks a stack that was copied, in the mappings of its time.

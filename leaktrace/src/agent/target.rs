@@ -2,7 +2,8 @@
 use std::{collections::HashMap, rc::Rc, sync::Arc};
 
 use super::{
-    attachment::AllocatorCode, governor::Governor, meter::Meter, options::TraceOptions, tables::ProcessTables,
+    attachment::AllocatorCode, code::CodeOverTime, governor::Governor, meter::Meter, options::TraceOptions,
+    tables::ProcessTables,
 };
 use crate::{
     attach::links::Links,
@@ -17,7 +18,6 @@ use crate::{
         snapshot::{AllocatorView, Exited, Frame, WallNs},
         stacks::ImageKey,
     },
-    symbolize::AddressSpace,
 };
 
 /// A traced process image.
@@ -44,8 +44,8 @@ pub struct Tracked {
     pub attached: HashMap<FileIdentity, Attached>,
     /// Its unwind tables.
     pub tables: ProcessTables,
-    /// Which files its addresses belong to.
-    pub space: Rc<AddressSpace>,
+    /// Which files its addresses belong to, now and lately.
+    pub code: CodeOverTime,
     /// Its anonymous memory.
     pub mappings: Mappings,
     /// Its blocks as they were read last.
@@ -70,8 +70,6 @@ pub struct Tracked {
     pub is_stale: bool,
     /// A file was mapped that may hold an allocator.
     pub has_new_files: bool,
-    /// When its mappings were last read from /proc, in ns of CLOCK_BOOTTIME: older news is known.
-    pub looked_ns: u64,
     /// What watching it costs, and what of it is watched.
     pub care: Care,
 }

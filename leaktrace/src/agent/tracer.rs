@@ -21,6 +21,7 @@ use leaktrace_common::{
 use super::{
     attachment::{self, Attachment},
     clock,
+    code::{self, CodeOverTime},
     deferred::{Deferred, Waiting},
     functions::Functions,
     naming::{Naming, Unnamed},
@@ -41,9 +42,7 @@ use crate::{
         tracepoints::Tracepoints,
     },
     discover::{
-        Discovery,
-        maps::{self as process_maps, MapEntry},
-        process,
+        Discovery, maps as process_maps, process,
         process::{Process, Seccomp},
     },
     drain::{
@@ -59,7 +58,7 @@ use crate::{
         snapshot::{CallView, Exited, Mode, Snapshot, TargetView, WallNs},
         stacks::{ImageKey, Stacks},
     },
-    symbolize::{self, AddressSpace, MapLine, Modules, Symbolizer},
+    symbolize::{self, AddressSpace, Modules, Symbolizer},
 };
 
 mod burial;
@@ -82,6 +81,8 @@ const BATCH: usize = 16_384;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A frame that lies in no known code is a reason to look again, but not more often than this.
 const LOOK_AGAIN_NS: u64 = 1_000_000_000;
+/// How long it is remembered what a process had mapped: until the stacks of that time have been read.
+const CODE_NS: u64 = 10_000_000_000;
 /// Ended processes whose views are kept until the next snapshot; of more, those that hold the least are summed.
 const MAX_FINISHED: usize = 1000;
 
@@ -269,7 +270,7 @@ impl Tracer {
 
     /// Whether the unwind tables of a process are there; also when it is not traced.
     pub fn is_ready(&self, pid: u32) -> bool {
-        self.targets.get(&pid).is_none_or(|target| self.tables.are_built(target.tables.regions()))
+        self.targets.get(&pid).is_none_or(|target| self.tables.are_built(&target.code.now().regions))
     }
 
     /// How many targets live.
@@ -417,7 +418,7 @@ impl Tracer {
             oom: None,
             attached: HashMap::new(),
             tables: self.tables.open(),
-            space: Rc::default(),
+            code: CodeOverTime::default(),
             mappings: mappings.listing(range),
             blocks: KeptBlocks::default(),
             corrections: Corrections::default(),
@@ -430,7 +431,6 @@ impl Tracer {
             seems_gone: false,
             is_stale: false,
             has_new_files: false,
-            looked_ns: 0,
             care: Care::new(&self.options),
             process,
         }
@@ -471,20 +471,21 @@ impl Tracer {
     fn look(&mut self, tracked: &mut Tracked) {
         let pid = tracked.pid();
         let covered = self.tables.changes(&tracked.tables);
-        let looked_ns = clock::boot_ns();
+        let began_ns = clock::boot_ns();
         let Ok(entries) = process_maps::read(pid) else { return };
-        self.tables.replace(pid, &mut tracked.tables, &entries);
-        self.tables.publish(pid, &mut tracked.tables, covered);
-        let lines = entries.iter().map(map_line);
-        let space = AddressSpace::capture(pid, lines, Some(&tracked.space), &mut self.modules);
-        tracked.space = Rc::new(space);
+        let ended_ns = clock::boot_ns();
+        let regions = self.tables.regions(pid, &tracked.tables, &entries);
+        let space = AddressSpace::capture(pid, &entries, Some(&tracked.code.now().space), &mut self.modules);
+        let mapped = code::Mapped { regions: Rc::new(regions), space: Rc::new(space) };
+        tracked.tables.mark_changed();
+        self.tables.publish(pid, &mut tracked.tables, &mapped.regions, covered);
+        tracked.code.look(began_ns, ended_ns, mapped);
         tracked.is_stale = false;
-        tracked.looked_ns = looked_ns;
     }
 
     /// Waits until the tables of a process are there, or for too long.
     fn wait_for_tables(&mut self, tracked: &mut Tracked) {
-        let regions = Rc::clone(tracked.tables.regions());
+        let regions = Rc::clone(&tracked.code.now().regions);
         if !self.tables.wait_built(&regions, PATIENCE) {
             tracked
                 .notes
@@ -496,25 +497,28 @@ impl Tracer {
     /// A traced process has mapped code.
     fn mapped(&mut self, mapped: &Mapped) {
         let Some(target) = self.targets.get_mut(&mapped.tgid) else { return };
-        if mapped.time_ns < target.looked_ns {
-            return;
+        let Mapped { tgid, time_ns, entry } = mapped;
+        let region = self.tables.region(*tgid, &target.tables, entry);
+        if target.code.map(*time_ns, entry, region.as_ref(), &mut self.modules) {
+            target.tables.mark_changed();
+            target.is_stale |= target.code.now().regions.refused() > 0;
+            target.has_new_files |= entry.is_file();
         }
-        self.tables.map(mapped.tgid, &mut target.tables, &mapped.entry);
-        target.is_stale |= target.tables.has_overflowed();
-        target.has_new_files |= mapped.entry.is_file();
-        Rc::make_mut(&mut target.space).map(&map_line(&mapped.entry), &mut self.modules);
     }
 
     /// Lets the kernel see what processes have mapped, and the tables that were built.
     fn publish(&mut self) {
+        let forgotten_ns = clock::boot_ns().saturating_sub(CODE_NS);
         let has_built = self.tables.take_built();
         for (pid, target) in &mut self.targets {
+            target.code.forget_before(forgotten_ns);
+            let regions = &target.code.now().regions;
             if has_built {
-                self.tables.touch(&mut target.tables);
+                self.tables.touch(&mut target.tables, regions);
             }
             // A target that came with this batch was published when it was looked at.
             if let Some(covered) = self.covered.get(pid) {
-                self.tables.publish(*pid, &mut target.tables, *covered);
+                self.tables.publish(*pid, &mut target.tables, regions, *covered);
             }
         }
     }
@@ -685,7 +689,7 @@ impl Tracer {
     /// Walks the copied stacks whose tables have come.
     fn finish_copies(&mut self) {
         let tables = &self.tables;
-        for waiting in self.deferred.take(|waiting| tables.are_built(&waiting.regions)) {
+        for waiting in self.deferred.take(|waiting| tables.are_built(&waiting.mapped.regions)) {
             self.finish_copy(&waiting);
         }
     }
@@ -701,16 +705,16 @@ impl Tracer {
     }
 
     fn finish_copy(&mut self, waiting: &Waiting) {
-        let Waiting { image, copy, regions, space } = waiting;
-        let mut stack = self.tables.finish(regions, copy);
+        let Waiting { image, copy, mapped } = waiting;
+        let mut stack = self.tables.finish(&mapped.regions, copy);
         let current = self.targets.get(&image.tgid).filter(|target| target.image == *image);
-        let mut space = Rc::clone(space);
+        let mut space = Rc::clone(&mapped.space);
         if stack.stop == Stop::NoMapping
             && let Some(target) = current
         {
             // Code that was found by looking again.
-            stack = self.tables.finish(target.tables.regions(), copy);
-            space = Rc::clone(&target.space);
+            stack = self.tables.finish(&target.code.now().regions, copy);
+            space = Rc::clone(&target.code.now().space);
         }
         let limit = self.options.stack_depth as usize;
         if stack.frames.len() > limit {
@@ -737,12 +741,10 @@ impl Tracer {
         let pid = record.header.tgid;
         let image = ImageKey { tgid: pid, generation: record.header.generation };
         match self.targets.get(&pid) {
-            Some(target) if target.image == image => self.deferred.push(Waiting {
-                image,
-                copy: record.clone(),
-                regions: Rc::clone(target.tables.regions()),
-                space: Rc::clone(&target.space),
-            }),
+            Some(target) if target.image == image => {
+                let mapped = target.code.at(record.header.time_ns).clone();
+                self.deferred.push(Waiting { image, copy: record.clone(), mapped });
+            }
             Some(target) if target.image.generation > image.generation => {}
             _ if self.early_copies.len() < MAX_EARLY_COPIES => self.early_copies.push(record.clone()),
             _ => {}
@@ -945,7 +947,7 @@ impl Tracer {
         let maps_code =
             change.change == Change::Map as u32 && change.protection & libc::PROT_EXEC.cast_unsigned() != 0;
         // With the side band, only what it did not tell of: a CPU that came online later has no ring.
-        let is_known = self.sideband.is_some() && target.tables.maps(change.address);
+        let is_known = self.sideband.is_some() && target.code.now().regions.at(change.address).is_some();
         target.is_stale |= maps_code && !is_known;
         let mut change = *change;
         let is_seen = target.care.recording == Recording::On && target.sample_interval_bytes == 0;
@@ -969,10 +971,11 @@ impl Tracer {
             return;
         }
         let unknown = self.targets.get(&pid).is_some_and(|target| {
+            let mapped = target.code.at(record.header.time_ns);
             target.image == image
-                && record.frames.iter().any(|frame| !target.space.contains(frame & FRAME_ADDRESS))
+                && record.frames.iter().any(|frame| !mapped.space.contains(frame & FRAME_ADDRESS))
                 && (self.sideband.is_none()
-                    || clock::boot_ns().saturating_sub(target.looked_ns) > LOOK_AGAIN_NS)
+                    || clock::boot_ns().saturating_sub(target.code.looked_ns()) > LOOK_AGAIN_NS)
         });
         if unknown && let Some(mut target) = self.targets.remove(&pid) {
             self.look(&mut target);
@@ -984,7 +987,7 @@ impl Tracer {
             hash: record.hash,
             frames: record.frames.clone(),
             end: record.stop.name(),
-            space: Rc::clone(&target.space),
+            space: Rc::clone(&target.code.at(record.header.time_ns).space),
             is_completion: false,
         });
     }
@@ -1167,18 +1170,6 @@ impl News {
 }
 
 /// A mapping as far as names need it.
-fn map_line(entry: &MapEntry) -> MapLine {
-    MapLine {
-        start: entry.start,
-        end: entry.end,
-        executable: entry.executable,
-        offset: entry.offset,
-        device: (entry.device.major, entry.device.minor),
-        inode: entry.inode,
-        path: entry.path_lossy(),
-    }
-}
-
 fn next(ring: &mut RingBuf<MapData>) -> Option<Event> {
     loop {
         let item = ring.next()?;

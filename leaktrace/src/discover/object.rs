@@ -2,10 +2,10 @@
 //!
 //! `/proc/PID/map_files/START-END` leads to the mapped inode itself, whatever became of its path: it was
 //! deleted, replaced by an upgrade, or lies in a container. It needs CAP_CHECKPOINT_RESTORE (5.9) or
-//! CAP_SYS_ADMIN; without them the path is opened beneath the process's root and accepted only if device and
-//! inode equal those of the mapping. Files are read with pread, never mapped: a file that is cut off under a
+//! CAP_SYS_ADMIN; without them, and where something else has come to lie at the place meanwhile, the path is opened
+//! beneath the process's root and accepted only if it is the inode of the mapping. Files are read with pread, never mapped: a file that is cut off under a
 //! mapping raises SIGBUS.
-use super::maps::MapEntry;
+use super::maps::{self, MapEntry};
 use std::{
     fs::{self, File, Metadata},
     io,
@@ -53,22 +53,36 @@ impl ObjectFile {
         let link = format!("/proc/{pid}/map_files/{:x}-{:x}", entry.start, entry.end);
         // Asked before opening: opening a device may have effects.
         match fs::metadata(&link).and_then(|metadata| regular(&metadata)).and_then(|()| File::open(&link)) {
-            Ok(file) => ObjectFile::of_file(file),
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Err(error),
-            Err(_) => {
-                // A process that is gone has no root any more: mostly, it was leaktrace's own.
-                let object = match ObjectFile::beneath_root(&format!("/proc/{pid}/root"), &entry.path) {
-                    Err(error) if is_gone(&error) => ObjectFile::beneath_root("/", &entry.path)?,
-                    result => result?,
-                };
-                object.matches(entry).then_some(object).ok_or_else(|| {
-                    io::Error::new(
-                        io::ErrorKind::NotFound,
-                        "the path leads to another file than the one that is mapped; with CAP_SYS_ADMIN leaktrace opens the mapped one",
-                    )
-                })
+            Ok(file) => {
+                let object = ObjectFile::of_file(file)?;
+                // News of a mapping may be older than what lies there now. Only file systems in layers number a file in
+                // two ways.
+                if object.identity.inode == entry.inode || is_still_mapped(pid, entry) {
+                    return Ok(object);
+                }
+                ObjectFile::of_path(pid, entry)
             }
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Err(error),
+            Err(_) => ObjectFile::of_path(pid, entry),
         }
+    }
+
+    /// Opens the path of a mapping, if that still leads to the file that was mapped.
+    fn of_path(pid: u32, entry: &MapEntry) -> io::Result<ObjectFile> {
+        // A process that is gone has no root any more: mostly, it was leaktrace's own.
+        let (object, is_own) = match ObjectFile::beneath_root(pid, &entry.path) {
+            Err(error) if is_gone(&error) => (ObjectFile::beneath("/", &entry.path)?, true),
+            result => (result?, false),
+        };
+        let (major, minor) = (libc::major(object.identity.device), libc::minor(object.identity.device));
+        let same_device = (major, minor) == (entry.device.major, entry.device.minor);
+        // In the process's own root, a device number of its own is how layers of file systems look.
+        (object.identity.inode == entry.inode && (same_device || !is_own)).then_some(object).ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                "the path leads to another file than the one that is mapped; with CAP_SYS_ADMIN leaktrace opens the mapped one",
+            )
+        })
     }
 
     /// Takes over an open file.
@@ -89,8 +103,16 @@ impl ObjectFile {
         Ok(ObjectFile { file, identity })
     }
 
+    /// Opens a regular file by its path as a process sees it.
+    ///
+    /// # Errors
+    /// As for [`ObjectFile::of_file`], and what openat2(2) gives.
+    pub fn beneath_root(pid: u32, path: &[u8]) -> io::Result<ObjectFile> {
+        ObjectFile::beneath(&format!("/proc/{pid}/root"), path)
+    }
+
     /// Opens a path as a process sees it whose root this is: symbolic links cannot lead out of it (openat2, 5.6).
-    fn beneath_root(root: &str, path: &[u8]) -> io::Result<ObjectFile> {
+    fn beneath(root: &str, path: &[u8]) -> io::Result<ObjectFile> {
         let root = File::open(root)?;
         let mut name = path.to_vec();
         name.push(0);
@@ -119,14 +141,14 @@ impl ObjectFile {
         ObjectFile::of_file(File::open(format!("/proc/self/fd/{}", place.as_raw_fd()))?)
     }
 
-    fn matches(&self, entry: &MapEntry) -> bool {
-        let (major, minor) = (libc::major(self.identity.device), libc::minor(self.identity.device));
-        self.identity.inode == entry.inode && (major, minor) == (entry.device.major, entry.device.minor)
-    }
-
     /// The open file.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Gives the open file away.
+    pub fn into_file(self) -> File {
+        self.file
     }
 
     /// What tells this file from others.
@@ -163,6 +185,14 @@ impl ObjectFile {
         buffer.truncate(filled);
         Ok(buffer)
     }
+}
+
+/// Whether what /proc/PID/maps says of the place is what `entry` says.
+fn is_still_mapped(pid: u32, entry: &MapEntry) -> bool {
+    let same = |now: &MapEntry| {
+        (now.start, now.end, now.device, now.inode) == (entry.start, entry.end, entry.device, entry.inode)
+    };
+    maps::read(pid).is_ok_and(|entries| entries.iter().any(same))
 }
 
 fn is_gone(error: &io::Error) -> bool {
@@ -207,9 +237,28 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_has_taken_the_place_of_another_is_not_taken_for_it() {
+        let own = own_text();
+        let earlier = MapEntry { inode: own.inode.wrapping_add(1), ..own };
+        let error = ObjectFile::of_mapping(std::process::id(), &earlier).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn the_file_that_lay_at_a_place_before_is_found_by_its_path() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"earlier").unwrap();
+        let metadata = file.as_file().metadata().unwrap();
+        let path = file.path().to_str().unwrap().as_bytes().to_vec();
+        let earlier = MapEntry { inode: metadata.ino(), path, ..own_text() };
+        let object = ObjectFile::of_mapping(std::process::id(), &earlier).unwrap();
+        assert_eq!(object.read_at(0, 7).unwrap(), b"earlier");
+    }
+
+    #[test]
     fn the_path_beneath_the_root_leads_to_the_same_file() {
         let entry = own_text();
-        let object = ObjectFile::beneath_root("/proc/self/root", &entry.path).unwrap();
+        let object = ObjectFile::beneath_root(std::process::id(), &entry.path).unwrap();
         assert_eq!(object.identity().inode, entry.inode);
     }
 

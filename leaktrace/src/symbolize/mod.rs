@@ -37,7 +37,7 @@ use debuginfod::Debuginfod;
 pub use debuginfod::Options as DebuginfodOptions;
 use elf::Layout;
 use image::{Image, Supplement};
-pub use module::{MapLine, Module, ModuleKey, Modules};
+pub use module::{Module, ModuleKey, Modules};
 use perf_map::PerfMap;
 pub use sources::NameSources;
 pub use space::{AddressSpace, Place};

@@ -2,14 +2,10 @@
 //! container or the file is gone.
 use std::{
     collections::HashMap,
-    ffi::CString,
-    fs::{self, File, OpenOptions},
+    fs::File,
     hash::{DefaultHasher, Hash, Hasher},
     io,
-    os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd},
-        unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
-    },
+    os::unix::fs::{FileExt, MetadataExt},
     sync::{Arc, Weak},
 };
 
@@ -17,27 +13,9 @@ use super::{
     elf::{Layout, Load},
     image,
 };
+use crate::discover::{maps::MapEntry, object::ObjectFile};
 
 const MAX_VDSO_BYTES: u64 = 64 << 10;
-
-/// A line of /proc/PID/maps, as far as symbols need it.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct MapLine {
-    /// First address.
-    pub start: u64,
-    /// First address after it.
-    pub end: u64,
-    /// Whether code in it can run.
-    pub executable: bool,
-    /// Where in the file it starts.
-    pub offset: u64,
-    /// Device number, major and minor.
-    pub device: (u32, u32),
-    /// Inode; 0 for anonymous memory.
-    pub inode: u64,
-    /// Path in the process's own mount namespace, `[vdso]` and the like, or empty. Hostile.
-    pub path: String,
-}
 
 /// What makes a file the same file: device, inode, size, time of last change, or for the vdso its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -109,11 +87,11 @@ pub struct Modules {
 
 impl Modules {
     /// Opens the file behind a mapping of a living process, or gives the module that is there already.
-    pub fn capture(&mut self, pid: u32, line: &MapLine) -> io::Result<Arc<Module>> {
-        let module = if line.path == "[vdso]" {
-            vdso(pid, line)?
+    pub fn capture(&mut self, pid: u32, entry: &MapEntry) -> io::Result<Arc<Module>> {
+        let module = if entry.path == b"[vdso]" {
+            vdso(pid, entry)?
         } else {
-            Module::open(plain_path(line).to_owned(), open_mapped(pid, line)?)?
+            Module::open(entry.path_lossy(), ObjectFile::of_mapping(pid, entry)?.into_file())?
         };
         Ok(self.share(module))
     }
@@ -132,67 +110,14 @@ impl Modules {
     }
 }
 
-/// Opens the very file that is mapped: through map_files, which also finds deleted files and cannot be misled by a
-/// container's symbolic links, else by its path below the process's root, if that is still the same file.
-fn open_mapped(pid: u32, line: &MapLine) -> io::Result<File> {
-    let link = format!("/proc/{pid}/map_files/{:x}-{:x}", line.start, line.end);
-    match OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(link) {
-        Ok(file) => Ok(file),
-        Err(error) => {
-            // A process that is gone has no root any more: mostly, it was leaktrace's own.
-            let (file, is_own) = match open_below_root(pid, plain_path(line)) {
-                Ok(file) => (file, false),
-                Err(_) => (open_below("/", plain_path(line)).map_err(|_| error)?, true),
-            };
-            let metadata = file.metadata()?;
-            let device = (libc::major(metadata.dev()), libc::minor(metadata.dev()));
-            let same = metadata.ino() == line.inode && (!is_own || device == line.device);
-            if same {
-                Ok(file)
-            } else {
-                Err(io::Error::new(io::ErrorKind::NotFound, "the file was replaced"))
-            }
-        }
-    }
-}
-
-/// The path without the mark of a deleted file: names and site ids stay the same after an upgrade.
-pub(super) fn plain_path(line: &MapLine) -> &str {
-    line.path.strip_suffix(" (deleted)").unwrap_or(&line.path)
-}
-
-/// Opens a path as the process would, without leaving its root.
-pub(super) fn open_below_root(pid: u32, path: &str) -> io::Result<File> {
-    open_below(&format!("/proc/{pid}/root"), path)
-}
-
-fn open_below(root: &str, path: &str) -> io::Result<File> {
-    let root = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(root)?;
-    let path = CString::new(path)?;
-    // SAFETY: open_how is a plain structure of integers, for which zero is valid.
-    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
-    how.flags = (libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY).cast_unsigned().into();
-    how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
-    // SAFETY: the path is NUL-terminated, the structure has the size that is passed, both outlive the call.
-    let fd = unsafe {
-        libc::syscall(libc::SYS_openat2, root.as_raw_fd(), path.as_ptr(), &raw const how, size_of_val(&how))
-    };
-    let fd = i32::try_from(fd).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just given us this descriptor, and nobody else owns it.
-    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
-}
-
-fn vdso(pid: u32, line: &MapLine) -> io::Result<Module> {
-    let bytes = line.end.saturating_sub(line.start).min(MAX_VDSO_BYTES);
+fn vdso(pid: u32, entry: &MapEntry) -> io::Result<Module> {
+    let bytes = entry.length_bytes().min(MAX_VDSO_BYTES);
     let mut content = vec![0; usize::try_from(bytes).unwrap_or(0)];
-    fs::File::open(format!("/proc/{pid}/mem"))?.read_exact_at(&mut content, line.start)?;
+    File::open(format!("/proc/{pid}/mem"))?.read_exact_at(&mut content, entry.start)?;
     let mut hasher = DefaultHasher::new();
     content.hash(&mut hasher);
     let key = ModuleKey { device: u64::MAX, inode: hasher.finish(), size_bytes: bytes, changed: (0, 0) };
-    Ok(Module::with_key(key, line.path.clone(), image::memfd_with(&content)?))
+    Ok(Module::with_key(key, entry.path_lossy(), image::memfd_with(&content)?))
 }
 
 /// Two digits a byte.

@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::MetadataExt,
 };
 
-use super::module::open_below_root;
+use crate::discover::object::ObjectFile;
 
 const MAX_BYTES: u64 = 64 << 20;
 const MAX_ENTRIES: usize = 1 << 20;
@@ -30,10 +30,11 @@ impl PerfMap {
     /// Reads the map of a living process again if it changed since. The file must belong to the process's user or
     /// to root: anyone can write to /tmp.
     pub(super) fn refresh(&mut self, pid: u32) -> io::Result<()> {
-        let file = open_below_root(pid, &format!("/tmp/perf-{}.map", pid_inside(pid)?))?;
+        let path = format!("/tmp/perf-{}.map", pid_inside(pid)?);
+        let file = ObjectFile::beneath_root(pid, path.as_bytes())?.into_file();
         let metadata = file.metadata()?;
         let owner = fs::metadata(format!("/proc/{pid}"))?.uid();
-        if !metadata.is_file() || (metadata.uid() != owner && metadata.uid() != 0) {
+        if metadata.uid() != owner && metadata.uid() != 0 {
             return Err(io::Error::from(io::ErrorKind::PermissionDenied));
         }
         let version = Some((metadata.len(), metadata.mtime(), metadata.mtime_nsec()));

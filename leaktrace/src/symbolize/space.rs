@@ -1,7 +1,8 @@
 //! The code of one process at one time: which file, and which place in it, an address belongs to.
 use std::sync::Arc;
 
-use super::module::{MapLine, Module, Modules, plain_path};
+use super::module::{Module, Modules};
+use crate::discover::maps::MapEntry;
 
 /// What lies at an address.
 #[derive(Clone, Debug)]
@@ -50,21 +51,21 @@ pub struct AddressSpace {
 }
 
 impl AddressSpace {
-    /// Takes the lines of /proc/PID/maps and opens the files behind the executable ones. `previous` saves opening
+    /// Takes what /proc/PID/maps says and opens the files behind the executable ones. `previous` saves opening
     /// again what has not changed since.
     pub fn capture(
         pid: u32,
-        lines: impl IntoIterator<Item = MapLine>,
+        entries: &[MapEntry],
         previous: Option<&AddressSpace>,
         modules: &mut Modules,
     ) -> AddressSpace {
-        let mut regions: Vec<Region> = lines
-            .into_iter()
-            .filter(|line| line.executable && line.start < line.end)
-            .map(|line| {
-                let known = previous.and_then(|previous| previous.same(&line));
-                let content = known.unwrap_or_else(|| content(pid, &line, modules));
-                Region { start: line.start, end: line.end, offset: line.offset, content }
+        let mut regions: Vec<Region> = entries
+            .iter()
+            .filter(|entry| entry.executable && entry.start < entry.end)
+            .map(|entry| {
+                let known = previous.and_then(|previous| previous.same(entry));
+                let content = known.unwrap_or_else(|| content(pid, entry, modules));
+                Region { start: entry.start, end: entry.end, offset: entry.offset, content }
             })
             .collect();
         regions.sort_unstable_by_key(|region| region.start);
@@ -73,19 +74,19 @@ impl AddressSpace {
 
     /// Takes one mapping that was made just now; what it overlaps is gone. `false` where the same code lay there
     /// already.
-    pub fn map(&mut self, line: &MapLine, modules: &mut Modules) -> bool {
-        if !line.executable || line.start >= line.end {
+    pub fn map(&mut self, entry: &MapEntry, modules: &mut Modules) -> bool {
+        if !entry.executable || entry.start >= entry.end {
             return false;
         }
-        let content = content(self.pid, line, modules);
-        let (start, end) = (line.start, line.end);
+        let content = content(self.pid, entry, modules);
+        let (start, end) = (entry.start, entry.end);
         let is_same = |region: &Region| {
             let same_content = match (&region.content, &content) {
                 (Content::File(old), Content::File(new)) => Arc::ptr_eq(old, new),
                 (Content::Generated, Content::Generated) => true,
                 _ => false,
             };
-            same_content && (region.start, region.end, region.offset) == (start, end, line.offset)
+            same_content && (region.start, region.end, region.offset) == (start, end, entry.offset)
         };
         if self.regions.iter().any(is_same) {
             return false;
@@ -104,7 +105,7 @@ impl AddressSpace {
                 kept.push(Region { end: start, ..region });
             }
         }
-        kept.push(Region { start, end, offset: line.offset, content });
+        kept.push(Region { start, end, offset: entry.offset, content });
         kept.sort_unstable_by_key(|region| region.start);
         self.regions = kept;
         true
@@ -129,29 +130,29 @@ impl AddressSpace {
         !matches!(self.place(address), Place::Nothing)
     }
 
-    fn same(&self, line: &MapLine) -> Option<Content> {
-        let index = self.regions.binary_search_by_key(&line.start, |region| region.start).ok()?;
+    fn same(&self, entry: &MapEntry) -> Option<Content> {
+        let index = self.regions.binary_search_by_key(&entry.start, |region| region.start).ok()?;
         let region = self.regions.get(index)?;
         let same = match &region.content {
             Content::File(module) => {
-                module.path == plain_path(line)
-                    && region.offset == line.offset
-                    && (line.inode == 0 || module.key.is_inode(line.inode))
+                module.path == entry.path_lossy()
+                    && region.offset == entry.offset
+                    && (entry.inode == 0 || module.key.is_inode(entry.inode))
             }
             Content::Unopened(_) => false,
-            Content::Generated => line.path.is_empty(),
+            Content::Generated => entry.path.is_empty(),
         };
-        (same && region.end == line.end).then(|| region.content.clone())
+        (same && region.end == entry.end).then(|| region.content.clone())
     }
 }
 
-fn content(pid: u32, line: &MapLine, modules: &mut Modules) -> Content {
+fn content(pid: u32, entry: &MapEntry, modules: &mut Modules) -> Content {
     // `[anon:…]` is anonymous memory that the program gave a name; `//anon` is shared anonymous memory.
-    if line.path.is_empty() || line.path.starts_with("[anon") || line.path.starts_with("//anon") {
+    if entry.path.is_empty() || entry.path.starts_with(b"[anon") || entry.path.starts_with(b"//anon") {
         return Content::Generated;
     }
-    match modules.capture(pid, line) {
+    match modules.capture(pid, entry) {
         Ok(module) => Content::File(module),
-        Err(_) => Content::Unopened(plain_path(line).to_owned()),
+        Err(_) => Content::Unopened(entry.path_lossy()),
     }
 }

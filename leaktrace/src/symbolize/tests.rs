@@ -8,26 +8,11 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
-
-fn lines_of(pid: u32) -> Vec<MapLine> {
-    let text = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
-    text.lines()
-        .map(|line| {
-            let mut words = line.split_ascii_whitespace();
-            let (start, end) = words.next().unwrap().split_once('-').unwrap();
-            let executable = words.next().unwrap().contains('x');
-            let hex = |text: &str| u64::from_str_radix(text, 16).unwrap();
-            let offset = hex(words.next().unwrap());
-            let inode = words.nth(1).unwrap().parse().unwrap();
-            let path = words.next().unwrap_or_default().to_owned();
-            MapLine { start: hex(start), end: hex(end), executable, offset, inode, path, device: (0, 0) }
-        })
-        .collect()
-}
+use crate::discover::maps;
 
 fn own_space(modules: &mut Modules) -> AddressSpace {
     let pid = std::process::id();
-    AddressSpace::capture(pid, lines_of(pid), None, modules)
+    AddressSpace::capture(pid, &maps::read(pid).unwrap(), None, modules)
 }
 
 #[inline(never)]
@@ -63,7 +48,8 @@ fn libc_has_names_from_its_dynamic_symbols_and_the_vdso_has_too() {
     let frames = symbolizer.frames(&space, libc::getenv as *const () as u64, true);
     assert_eq!(frames[0].function.as_deref(), Some("getenv"), "{frames:?}");
     assert!(frames[0].build_id.as_deref().is_some_and(|id| id.len() == 40));
-    let vdso = lines_of(std::process::id()).into_iter().find(|line| line.path == "[vdso]").unwrap();
+    let vdso =
+        maps::read(std::process::id()).unwrap().into_iter().find(|entry| entry.path == b"[vdso]").unwrap();
     let found = (vdso.start..vdso.end)
         .step_by(16)
         .any(|address| symbolizer.frames(&space, address, true)[0].function.is_some());
@@ -186,12 +172,13 @@ fn names_are_found_after_the_process_and_its_file_are_gone() {
     let mut modules = Modules::default();
     let text = address_of(&path, "main");
     let space = loop {
-        let lines = lines_of(child.id());
-        if lines.iter().any(|line| line.path.ends_with("/f")) {
-            break AddressSpace::capture(child.id(), lines, None, &mut modules);
+        let lines = maps::read(child.id()).unwrap();
+        if lines.iter().any(|line| line.path.ends_with(b"/f")) {
+            break AddressSpace::capture(child.id(), &lines, None, &mut modules);
         }
     };
-    let base = lines_of(child.id()).iter().find(|line| line.path.ends_with("/f")).unwrap().start;
+    let base =
+        maps::read(child.id()).unwrap().iter().find(|entry| entry.path.ends_with(b"/f")).unwrap().start;
     child.kill().unwrap();
     child.wait().unwrap();
     fs::remove_file(&path).unwrap();

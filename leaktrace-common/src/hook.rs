@@ -71,14 +71,22 @@ pub struct Hook {
     pub nests: bool,
     /// What a hit costs the target, in units of [`COST_UNIT_NS`], as it was measured on this host.
     pub cost: u8,
+    /// The slot of the process that the probe is set for, below [`HIT_SLOTS`]: what every hit needs is found by it
+    /// without a hash.
+    pub process: u16,
 }
 
 /// Unit of [`Hook::cost`]: a single-stepped probe takes up to 20 µs.
 pub const COST_UNIT_NS: u64 = 128;
 
-/// Processes whose probe hits are counted apart: a process's slot is its table's key, masked.
+/// Slots of processes: a process's slot is its table's key, masked.
 pub const HIT_SLOTS: u32 = 1024;
 const _: () = assert!(HIT_SLOTS.is_power_of_two());
+
+/// The slot of the process whose table of live blocks has this key.
+pub const fn slot_of_table(table: u32) -> u16 {
+    (table & (HIT_SLOTS - 1)) as u16
+}
 
 /// Probe hits of a process, on one CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,8 +96,10 @@ pub struct Hits {
     pub count: u64,
     /// Sum of their costs, in units of [`COST_UNIT_NS`].
     pub cost: u64,
+    /// State of the generator that sampling draws from.
+    pub random: u64,
 }
-assert_layout!(Hits, size = 16, align = 8);
+assert_layout!(Hits, size = 24, align = 8);
 // SAFETY: `repr(C)`, integers only, no padding (asserted by its size).
 unsafe impl Plain for Hits {}
 
@@ -109,11 +119,12 @@ impl Hook {
             size_model: SizeModel::Asked,
             nests: false,
             cost: 0,
+            process: 0,
         }
     }
 
     /// Packs the descriptor. Bits from 0: shape 3, size 3, count 3, pointer 3, four flags,
-    /// function 16, return slot 8, size model 3; cost 8 from bit 48.
+    /// function 16, return slot 8, size model 3, cost 8, process 10.
     pub const fn to_cookie(self) -> u64 {
         (self.shape as u64)
             | (self.size as u64 & 7) << 3
@@ -126,7 +137,8 @@ impl Hook {
             | (self.function as u64) << 16
             | (self.return_slot_words as u64) << 32
             | (self.size_model as u64) << 40
-            | (self.cost as u64) << 48
+            | (self.cost as u64) << 43
+            | (self.process as u64 & (HIT_SLOTS as u64 - 1)) << 51
     }
 
     /// Unpacks a descriptor; bits that [`Hook::to_cookie`] does not set are ignored.
@@ -144,7 +156,8 @@ impl Hook {
             return_slot_words: (cookie >> 32) as u8,
             size_model: SizeModel::from_bits(cookie >> 40),
             nests: cookie >> 15 & 1 != 0,
-            cost: (cookie >> 48) as u8,
+            cost: (cookie >> 43) as u8,
+            process: (cookie >> 51) as u16 & (HIT_SLOTS as u16 - 1),
         }
     }
 }
@@ -177,6 +190,7 @@ mod tests {
                 size_model: SizeModel::GlibcChunk,
                 nests: true,
                 cost: 0xa7,
+                process: 0x3a5,
             };
             assert_eq!(Hook::from_cookie(hook.to_cookie()), hook);
             let bare = Hook::new(shape);

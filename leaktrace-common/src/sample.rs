@@ -142,6 +142,24 @@ pub const fn weighted_bytes(size_bytes: u64, threshold: u32) -> u64 {
     if threshold == CERTAIN { size_bytes } else { size_bytes.wrapping_mul(weight(threshold)) >> WEIGHT_BITS }
 }
 
+/// Places of the filter of live blocks: three times as many as the samples of a heap of 10 GiB at 512 KiB.
+pub const FILTER_LENGTH: usize = 1 << 16;
+
+/// The place of a block in the filter, by its address (Fibonacci hashing of its 16-byte granules).
+#[inline(always)]
+pub const fn filter_index(address: u64) -> usize {
+    ((address >> 4).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - FILTER_LENGTH.trailing_zeros())) as usize
+}
+
+/// The next state of a generator, and the random number that it gives: SplitMix64 (Steele, Lea, Flood 2014).
+#[inline(always)]
+pub const fn next_random(state: u64) -> (u64, u32) {
+    let state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mixed = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (state, (mixed >> 32) as u32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,6 +168,42 @@ mod tests {
         match table_index(taken_bytes, interval_bytes) {
             None => 1.0,
             Some(index) => f64::from(THRESHOLDS[index]) / 4_294_967_296.0,
+        }
+    }
+
+    #[test]
+    fn blocks_side_by_side_fall_to_places_far_apart_and_none_outside() {
+        let mut places: [usize; 1000] = [0; 1000];
+        places
+            .iter_mut()
+            .zip(0u64..)
+            .for_each(|(place, block)| *place = filter_index(0x7f00_0000_0010 + 48 * block));
+        places.sort_unstable();
+        let distinct = places.chunk_by(|one, other| one == other).count();
+        assert!(distinct > 950 && places.iter().all(|place| *place < FILTER_LENGTH), "{distinct}");
+        assert!(filter_index(u64::MAX) < FILTER_LENGTH);
+    }
+
+    #[test]
+    fn random_numbers_are_uniform_whatever_the_generator_started_from() {
+        for seed in [0, 1, u64::MAX, 0x1234_5678_0000_0000] {
+            let mut state = seed;
+            let (mut below, mut pairs) = ([0u32; 3], 0u32);
+            let mut last = false;
+            for _ in 0..1 << 20 {
+                let (next, random) = next_random(state);
+                state = next;
+                for (count, bits) in below.iter_mut().zip([31, 24, 20]) {
+                    *count += u32::from(random < 1 << bits);
+                }
+                pairs += u32::from(last && random < 1 << 31);
+                last = random < 1 << 31;
+            }
+            for (count, expected) in below.iter().zip([1 << 19, 1 << 12, 1 << 8]) {
+                let deviation = (f64::from(*count) - f64::from(expected)) / f64::from(expected).sqrt();
+                assert!(deviation.abs() < 4.0, "{seed:x}: {count} instead of {expected}");
+            }
+            assert!((f64::from(pairs) / f64::from(1 << 18) - 1.0).abs() < 0.01, "{pairs}");
         }
     }
 

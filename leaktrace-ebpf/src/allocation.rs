@@ -133,33 +133,36 @@ fn is_wanted(target: &Target, size_bytes: u64) -> bool {
 #[inline(always)]
 pub fn enter(regs: &Registers, cookie: u64, can_skip: bool) -> bool {
     let hook = Hook::from_cookie(cookie);
-    let Some(caller) = Caller::traced(regs) else { return false };
-    hit(caller.target, hook);
+    let Some(hits) = hit(hook) else { return false };
     let slot = regs.stack_pointer.wrapping_add(8 * hook.return_slot_words as u64);
     let size_bytes = requested(regs, hook);
     let pointer = if hook.pointer == NO_ARGUMENT { 0 } else { regs.argument(hook.pointer) };
-    let interval_bytes = caller.target.sample_interval_bytes;
+    let interval_bytes = sample::interval_bytes(hook);
     let mut recorded_bytes = size_bytes;
     let mut threshold = CERTAIN;
     let mut is_recorded = 1;
     let mut ends_old = false;
     if interval_bytes != 0 {
+        recorded_bytes = hook.size_model.taken_bytes(size_bytes);
+        ends_old = replaces(hook, pointer) && sample::may_be_live(pointer);
+        match sample::draw(recorded_bytes, interval_bytes, hits) {
+            Some(drawn) => threshold = drawn,
+            // Nothing has been looked up yet, and most calls end here.
+            None if !ends_old && !hook.nests => return false,
+            None => is_recorded = 0,
+        }
+    }
+    let Some(caller) = Caller::traced(regs) else { return false };
+    if interval_bytes != 0 {
         if hook.shape == Shape::Allocate && !is_wanted(caller.target, size_bytes) {
             return false;
         }
-        recorded_bytes = hook.size_model.taken_bytes(size_bytes);
-        ends_old = replaces(hook, pointer) && site::is_live(caller.target, pointer);
-        match sample::draw(recorded_bytes, interval_bytes) {
-            Some(drawn) => threshold = drawn,
-            None => {
-                if !ends_old && (can_skip || !hook.nests) {
-                    if hook.nests {
-                        sample::pass(&caller, slot, cookie, size_bytes);
-                    }
-                    return false;
-                }
-                is_recorded = 0;
+        ends_old = ends_old && site::is_live(caller.target, pointer);
+        if is_recorded == 0 && !ends_old && (can_skip || !hook.nests) {
+            if hook.nests {
+                sample::pass(&caller, slot, cookie, size_bytes);
             }
+            return false;
         }
     }
     let Some(mut hit) = Hit::new(caller, regs, Counter::AllocationHits) else { return false };
@@ -250,11 +253,8 @@ pub fn leave(regs: &Registers, slot: u64) {
 /// their own return probe.
 #[inline(always)]
 pub fn leave_at_exit(regs: &Registers, hook: Hook, slot: u64) {
-    let (tid, tgid) = thread::current();
-    // SAFETY: as in `Caller::traced`.
-    if let Some(target) = unsafe { TARGETS.get(tgid) } {
-        hit(target, hook);
-    }
+    hit(hook);
+    let (tid, _) = thread::current();
     let Some(thread) = thread::existing(tid) else { return };
     // SAFETY: the entry belongs to the current thread and stays while its program runs.
     if Hook::from_cookie(unsafe { (*thread).call.cookie }).may_throw {

@@ -2,8 +2,7 @@
 use core::{arch::asm, hint::black_box};
 use leaktrace_common::{
     counter::{Counter, TALLY_WORDS},
-    hook::{HIT_SLOTS, Hook},
-    target::Target,
+    hook::{Hits, Hook},
 };
 
 use crate::maps::{HITS, TALLIES, Tally};
@@ -16,11 +15,13 @@ pub fn add(word: *mut u64, amount: u64) {
     unsafe { asm!("lock *(u64 *)({word} + 0) += {amount}", word = in(reg) word, amount = in(reg) amount) }
 }
 
-/// Adds 1 to a 32-bit word; see [`add`].
+/// Adds to a 32-bit word, modulo 2^32; see [`add`].
 #[inline(always)]
-pub fn increment(word: *mut u32) {
+pub fn add32(word: *mut u32, amount: u32) {
     // SAFETY: as in `add`, aligned to 4.
-    unsafe { asm!("lock *(u32 *)({word} + 0) += {one}", word = in(reg) word, one = in(reg) 1u64) }
+    unsafe {
+        asm!("lock *(u32 *)({word} + 0) += {amount}", word = in(reg) word, amount = in(reg) amount as u64)
+    }
 }
 
 /// Counts one `counter` for the process `tgid`.
@@ -57,13 +58,12 @@ impl Counters {
     }
 }
 
-/// Counts a hit on a probe of a traced process.
+/// Counts a hit on a probe of a traced process; what is kept of it on this CPU.
 #[inline(always)]
-pub fn hit(target: &Target, hook: Hook) {
-    if let Some(hits) = HITS.get_ptr_mut(target.table & (HIT_SLOTS - 1)) {
-        // SAFETY: an entry of this CPU; it stays.
-        let hits = unsafe { &mut *hits };
-        hits.count += 1;
-        hits.cost += hook.cost as u64;
-    }
+pub fn hit(hook: Hook) -> Option<&'static mut Hits> {
+    // SAFETY: an entry of this CPU; it stays.
+    let hits = unsafe { &mut *HITS.get_ptr_mut(hook.process as u32)? };
+    hits.count += 1;
+    hits.cost += hook.cost as u64;
+    Some(hits)
 }

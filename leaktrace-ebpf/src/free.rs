@@ -10,7 +10,7 @@ use crate::{
     allocation::{Caller, Hit, report},
     count::{count, hit},
     registers::Registers,
-    site,
+    sample, site,
 };
 
 /// A free function was entered.
@@ -18,11 +18,12 @@ use crate::{
 pub fn enter(regs: &Registers, cookie: u64) {
     let hook = Hook::from_cookie(cookie);
     let pointer = if hook.pointer == NO_ARGUMENT { 0 } else { regs.argument(hook.pointer) };
-    let Some(caller) = Caller::traced(regs) else { return };
-    hit(caller.target, hook);
-    if pointer == 0 {
+    hit(hook);
+    // Most blocks of a sampled process were passed over.
+    if pointer == 0 || !sample::may_be_live(pointer) {
         return;
     }
+    let Some(caller) = Caller::traced(regs) else { return };
     if caller.target.sample_interval_bytes != 0 {
         sampled(&caller, hook, pointer);
         return;

@@ -10,6 +10,7 @@ use leaktrace_common::{
     event,
     heap::{Block, SiteKey, SiteTotals},
     hook::{HIT_SLOTS, Hits},
+    sample::FILTER_LENGTH,
     target::Target,
     unwind::{MAX_RULES, Page, ProcessMappings, Row, Rule, SLAB_ROWS},
 };
@@ -35,6 +36,17 @@ pub static TALLIES: PerCpuHashMap<u32, Tally, 1024, { BPF_F_NO_PREALLOC as usize
 /// preempted in the middle does not matter to an estimate.
 #[btf_map]
 pub static HITS: PerCpuArray<Hits, { HIT_SLOTS as usize }> = PerCpuArray::new();
+
+/// Mean bytes between samples by process, 0 where every call is recorded or the process has none: the first thing
+/// that a call is judged by, so an array. Written by user space.
+#[btf_map]
+pub static INTERVALS: Array<u64, { HIT_SLOTS as usize }> = Array::new();
+
+/// How many live blocks of sampled processes fall to each place, by a hash of their addresses: where there is none,
+/// a free is of a block that was not sampled, which most are. Programs count up before a block is inserted; whoever takes
+/// one out counts down.
+#[btf_map]
+pub static FILTER: Array<[u32; FILTER_LENGTH], 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// A tally of zeros: the value that the tally of a forked process starts from.
 #[btf_map]

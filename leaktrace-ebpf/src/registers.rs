@@ -45,7 +45,17 @@ impl Registers {
             };
         }
         Registers {
-            arguments: [load!(rdi), load!(rsi), load!(rdx), load!(rcx), load!(r8), load!(r9), 0, 0],
+            // Eight, so that a position can be masked; zeros would be set by a call.
+            arguments: [
+                load!(rdi),
+                load!(rsi),
+                load!(rdx),
+                load!(rcx),
+                load!(r8),
+                load!(r9),
+                load!(r9),
+                load!(r9),
+            ],
             r10: load!(r10),
             result: load!(rax),
             instruction: load!(rip),

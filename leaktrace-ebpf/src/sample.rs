@@ -1,4 +1,4 @@
-//! Sampling: the draw, and calls that the draw has passed over.
+//! Sampling: the draw, calls that the draw has passed over, and the filter that tells their blocks from others.
 //!
 //! A call inside another one must not be drawn for again, or its block would be recorded twice as often as its
 //! weight says. A call that is passed over costs no map write where the planner knows that it calls nothing that
@@ -6,16 +6,18 @@
 //! leaves a mark, and no return probe takes the mark away: the one in many calls that is drawn looks whether the
 //! mark still means a call under way. A later mark replaces an earlier one, so that of a call that was passed
 //! over only the first of several calls inside it is recognised for sure; no known allocator makes two.
-use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
+use aya_ebpf::{Global, helpers::generated::bpf_get_prandom_u32};
 use core::hint::black_box;
 use leaktrace_common::{
     counter::Counter,
-    sample::{CERTAIN, TABLE_LENGTH, THRESHOLDS, table_index},
+    hook::{Hits, Hook},
+    sample::{CERTAIN, FILTER_LENGTH, TABLE_LENGTH, THRESHOLDS, filter_index, next_random, table_index},
 };
 
 use crate::{
     allocation::{Caller, Hit},
-    count::count,
+    count::{add32, count},
+    maps::{FILTER, INTERVALS},
     registers::read_user,
     site,
     thread::{self, Passed, Thread},
@@ -25,14 +27,69 @@ use crate::{
 /// A mark older than this means nothing where the stack cannot be walked. A call that maps memory takes some µs.
 const RECENT_NS: u64 = 200_000;
 
+/// Whether any process is sampled, and FILTER is kept. Set by user space.
+#[unsafe(no_mangle)]
+static SAMPLES: Global<u8> = Global::new(0);
+
+/// Mean bytes between samples of the process that a probe is set for; 0 where every call is recorded.
+#[inline(always)]
+pub fn interval_bytes(hook: Hook) -> u64 {
+    INTERVALS.get(hook.process as u32).copied().unwrap_or(0)
+}
+
 /// Draws for an allocation: the threshold to be stored with its block, or `None` when it is passed over.
 #[inline(always)]
-pub fn draw(taken_bytes: u64, interval_bytes: u64) -> Option<u32> {
+pub fn draw(taken_bytes: u64, interval_bytes: u64, hits: &mut Hits) -> Option<u32> {
     let Some(index) = table_index(taken_bytes, interval_bytes) else { return Some(CERTAIN) };
     let threshold = *THRESHOLDS.get(black_box(index) & (TABLE_LENGTH - 1))?;
-    // SAFETY: a helper without preconditions.
-    let random = unsafe { bpf_get_prandom_u32() };
+    if hits.random == 0 {
+        // SAFETY: helpers without preconditions.
+        hits.random = unsafe { (bpf_get_prandom_u32() as u64) << 32 | bpf_get_prandom_u32() as u64 };
+    }
+    // A program that is preempted here may draw the same number as the one that ran meanwhile.
+    let (state, random) = next_random(hits.random);
+    hits.random = state;
     (random < threshold).then_some(threshold)
+}
+
+/// Whether a process may have a recorded block at `address`; `true` where nobody keeps account.
+#[inline(always)]
+pub fn may_be_live(address: u64) -> bool {
+    SAMPLES.load() == 0
+        || place(address).is_some_and(|place| {
+            // SAFETY: a word of the filter; a program that runs at the same time on the same block would be a race in the
+            // traced program.
+            unsafe { core::ptr::read_volatile(place) != 0 }
+        })
+}
+
+/// A block is about to be inserted.
+#[inline(always)]
+pub fn count_up(address: u64) {
+    adjust(address, 1);
+}
+
+/// A block was taken out, or not inserted.
+#[inline(always)]
+pub fn count_down(address: u64) {
+    adjust(address, u32::MAX);
+}
+
+#[inline(always)]
+fn adjust(address: u64, amount: u32) {
+    if SAMPLES.load() != 0
+        && let Some(place) = place(address)
+    {
+        add32(place, amount);
+    }
+}
+
+#[inline(always)]
+fn place(address: u64) -> Option<*mut u32> {
+    let filter = FILTER.get_ptr_mut(0)?;
+    let index = black_box(filter_index(address)) & (FILTER_LENGTH - 1);
+    // SAFETY: the masked index lies in the filter.
+    Some(unsafe { filter.cast::<u32>().add(index) })
 }
 
 /// Marks a call that was passed over and may call other probed functions.

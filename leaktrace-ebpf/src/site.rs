@@ -9,8 +9,9 @@ use leaktrace_common::{
 };
 
 use crate::{
-    count::{add, count, increment},
+    count::{add, add32, count},
     maps::{LIVE, SITES},
+    sample,
 };
 
 /// bpf_map_update_elem: only if the key is absent.
@@ -27,6 +28,7 @@ pub fn record(tgid: u32, target: &Target, address: u64, block: &Block) -> bool {
         count(tgid, Counter::BlocksFull);
         return false;
     };
+    sample::count_up(address);
     match live.insert(address, block, NO_EXIST) {
         Ok(()) => {}
         Err(EEXIST) => {
@@ -36,11 +38,13 @@ pub fn record(tgid: u32, target: &Target, address: u64, block: &Block) -> bool {
                 count(tgid, Counter::MissedFrees);
             }
             if live.insert(address, block, NO_EXIST).is_err() {
+                sample::count_down(address);
                 count(tgid, Counter::BlocksFull);
                 return false;
             }
         }
         Err(_) => {
+            sample::count_down(address);
             count(tgid, Counter::BlocksFull);
             return false;
         }
@@ -62,6 +66,7 @@ pub fn take(target: &Target, address: u64) -> Option<Block> {
     // SAFETY: the value is copied at once; a concurrent free of the same address would be the program's bug.
     let block = *unsafe { live.get(address) }?;
     live.remove(address).ok()?;
+    sample::count_down(address);
     (block.generation == target.generation as u16).then_some(block)
 }
 
@@ -79,7 +84,9 @@ pub fn is_live(target: &Target, address: u64) -> bool {
 pub fn restore(tgid: u32, target: &Target, address: u64, block: &Block) {
     // SAFETY: as in `record`.
     let Some(live) = (unsafe { LIVE.get(&target.table) }) else { return };
+    sample::count_up(address);
     if live.insert(address, block, NO_EXIST).is_err() {
+        sample::count_down(address);
         end(tgid, target, block, now_ns());
         count(tgid, Counter::BlocksFull);
     }
@@ -95,7 +102,7 @@ pub fn end(tgid: u32, target: &Target, block: &Block, time_ns: u64) {
         add(&raw mut (*totals).freed_bytes, weighted_bytes(block.size_bytes, block.threshold));
         add(&raw mut (*totals).freed_count, weight(block.threshold));
         let lifetimes = (&raw mut (*totals).lifetimes).cast::<u32>();
-        increment(lifetimes.add(bucket));
+        add32(lifetimes.add(bucket), 1);
     }
 }
 

@@ -79,7 +79,7 @@ mod tests {
     fn counts(seconds: u64, hits: u64, recorded: u64, cpu_ns: Option<u64>) -> Counts {
         let mut tally = Tally::ZERO;
         tally.add(Counter::AllocationHits, recorded);
-        let hits = Hits { count: hits, cost: hits * 5 };
+        let hits = Hits { count: hits, cost: hits * 5, random: 0 };
         Counts { time_ns: seconds * 1_000_000_000, hits, tally, cpu_ns }
     }
 

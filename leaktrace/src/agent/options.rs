@@ -63,6 +63,11 @@ pub struct TraceOptions {
 }
 
 impl TraceOptions {
+    /// Whether calls are sampled.
+    pub fn samples(&self) -> bool {
+        self.sample_interval_bytes > 0
+    }
+
     /// Tables of live blocks to keep for children. An empty one takes 16 bytes for each block that fits.
     pub fn spare_tables(&self) -> usize {
         const BUDGET_BYTES: usize = 64 << 20;

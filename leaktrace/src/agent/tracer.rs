@@ -14,6 +14,7 @@ use leaktrace_common::{
     counter::Counter,
     event::{Call, Change, Life, MappingChange},
     heap::{SiteKey, SiteTotals},
+    hook::slot_of_table,
     target::{NO_SLOT, Target, flags},
     unwind::{FRAME_ADDRESS, Stop},
 };
@@ -143,13 +144,13 @@ impl Tracer {
     pub fn new(options: TraceOptions, selection: Selection) -> Result<Tracer> {
         let host = Host::read();
         preflight::demand(&host)?;
-        let mut kernel = KernelObject::load(&options.sizes, options.debug)?;
+        let mut kernel = KernelObject::load(&options.sizes, options.samples(), options.debug)?;
         let tracefs = Tracefs::find()?;
         let link = options.link.unwrap_or_else(LinkKind::best);
         let programs = Programs::load(&kernel, link)?;
         let kills_filtered = preflight::may_kill_filtered(host.version())
             && selftest::return_probe_kills_filtered(link).unwrap_or(true);
-        let maps = Maps::of(&kernel, options.max_blocks)?;
+        let maps = Maps::of(&kernel, options.max_blocks, options.samples())?;
         let tables = Tables::new(&kernel, options.unwind)?;
         let is_bounded = options.governor.is_some() && !options.growth_only;
         let costs = if is_bounded { TrapCosts::measure(link) } else { TrapCosts::typical(link) };
@@ -332,7 +333,7 @@ impl Tracer {
 
     /// Takes over a process that the kernel made a target when a traced process made it.
     fn adopt(&mut self, pid: u32, parent: u32, settings: Target) {
-        self.maps.adopt(pid, settings.table);
+        self.maps.adopt(pid, &settings);
         self.keep_spares();
         let facts = process::inspect(pid).ok();
         let Some(origin) = self.targets.get(&parent) else { return };
@@ -545,11 +546,12 @@ impl Tracer {
         let emulated = if options.probe_offset_zero { EmulatedClasses::NONE } else { options.emulated };
         let plan = attachment::plan(&found, &mut self.functions, emulated, &self.costs);
         tracked.attached.retain(|identity, _| plan.iter().any(|part| part.file.identity() == *identity));
-        for part in plan {
+        for mut part in plan {
             let identity = part.file.identity();
             if tracked.attached.contains_key(&identity) {
                 continue;
             }
+            part.probes.iter_mut().for_each(|probe| probe.hook.process = slot_of_table(tracked.table));
             let attached = self.attach(pid, part);
             // Of a process that has ended meanwhile there is nothing to say.
             let has_failed = attached.allocators.iter().any(|view| !view.failed.is_empty());

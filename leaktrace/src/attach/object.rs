@@ -47,11 +47,12 @@ pub struct KernelObject {
 }
 
 impl KernelObject {
-    /// Creates the maps and relocates the programs. `debug` lets the programs log.
+    /// Creates the maps and relocates the programs. `samples` says that processes will be sampled; `debug` lets the
+    /// programs log.
     ///
     /// # Errors
     /// When the binary has no kernel object, or the kernel refuses the maps.
-    pub fn load(sizes: &Sizes, debug: bool) -> Result<KernelObject> {
+    pub fn load(sizes: &Sizes, samples: bool, debug: bool) -> Result<KernelObject> {
         if OBJECT.is_empty() {
             bail!(
                 "this leaktrace was built without its kernel side: run `cargo xtask setup`, then build again"
@@ -59,6 +60,7 @@ impl KernelObject {
         }
         let offsets = ExitOffsets::of_kernel();
         let log_level: u8 = if debug { 0xff } else { 0 };
+        let samples = u8::from(samples);
         let mut loader = EbpfLoader::new();
         loader
             .map_max_entries("TARGETS", sizes.targets)
@@ -74,6 +76,7 @@ impl KernelObject {
             .override_global("SIGNAL_LIVE", &offsets.signal_live, true)
             .override_global("SIGNAL_GROUP_EXIT_CODE", &offsets.signal_group_exit_code, true)
             .override_global("SIGNAL_FLAGS", &offsets.signal_flags, true)
+            .override_global("SAMPLES", &samples, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false);
         let ebpf = loader.load(OBJECT).context("the kernel refuses the maps")?;
         let mut object = aya_obj::Object::parse(OBJECT).context("the kernel object cannot be parsed")?;
@@ -220,7 +223,7 @@ mod tests {
 
     #[test]
     fn every_program_passes_the_verifier() {
-        let object = KernelObject::load(&Sizes { slabs: 1, ..Sizes::default() }, false).unwrap();
+        let object = KernelObject::load(&Sizes { slabs: 1, ..Sizes::default() }, true, false).unwrap();
         for (name, attach_type) in [
             ("alloc_session", sys::ATTACH_UPROBE_SESSION),
             ("alloc_entry", sys::ATTACH_UPROBE_MULTI),

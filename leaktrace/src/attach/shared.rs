@@ -22,6 +22,9 @@ pub struct SharedArray {
 // SAFETY: the mapping belongs to the process, not to a thread; writers have `&mut`.
 unsafe impl Send for SharedArray {}
 
+// SAFETY: what works on `&self` reads plain data or is atomic.
+unsafe impl Sync for SharedArray {}
+
 impl SharedArray {
     /// Maps the first `bytes` of the values of an array map.
     ///
@@ -77,6 +80,13 @@ impl SharedArray {
         let base = slot as usize * size_of::<ProcessMappings>();
         let covered = self.word(base + offset_of!(ProcessMappings, covered));
         covered.is_some_and(|word| word.load(Ordering::Acquire) != self.changes(slot))
+    }
+
+    /// Takes 1 from the 32-bit word number `index`, modulo 2^32, while kernel programs may add to it.
+    pub fn count_down(&self, index: usize) {
+        if let Some(word) = index.checked_mul(4).and_then(|offset| self.word(offset)) {
+            word.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 
     fn word(&self, offset: usize) -> Option<&AtomicU32> {

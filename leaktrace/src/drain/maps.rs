@@ -11,13 +11,14 @@ use leaktrace_common::{
     bytes_of,
     counter::{COUNTERS, Counter, TALLY_WORDS},
     heap::{Block, SiteKey, SiteTotals},
-    hook::{HIT_SLOTS, Hits},
+    hook::{HIT_SLOTS, Hits, slot_of_table},
     read,
+    sample::{FILTER_LENGTH, filter_index},
     target::Target,
 };
 
 use super::batch;
-use crate::attach::{object::KernelObject, sys};
+use crate::attach::{object::KernelObject, shared::SharedArray, sys};
 
 /// Counters of one process, summed over the CPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,13 +56,42 @@ impl Tally {
 /// A table of live blocks that is not needed any more. Dropping it waits until no program can be looking at it.
 pub struct RetiredTable {
     live: Arc<OwnedFd>,
+    filter: Option<Arc<Filter>>,
     table: u32,
-    _map: OwnedFd,
+    max_blocks: u32,
+    map: OwnedFd,
 }
 
 impl Drop for RetiredTable {
     fn drop(&mut self) {
+        if let Some(filter) = &self.filter {
+            let mut addresses: Vec<u64> = Vec::new();
+            let read = batch::for_each(self.map.as_fd(), self.max_blocks, |address, _: Block| {
+                addresses.push(address);
+            });
+            if let Err(error) = read {
+                tracing::debug!(%error, "blocks of a process that is gone stay in the filter");
+            }
+            for address in addresses {
+                filter.delete(&self.map, address);
+            }
+        }
         let _ = sys::map_delete(self.live.as_fd(), bytes_of(&self.table));
+    }
+}
+
+/// How many live blocks of sampled processes there are by a hash of their addresses; the kernel programs look here
+/// before they look anywhere else. Who takes a block out of a table counts it down.
+struct Filter(SharedArray);
+
+impl Filter {
+    /// Deletes a block from a table; whether it was there.
+    fn delete(&self, table: &OwnedFd, address: u64) -> bool {
+        let was_there = matches!(sys::map_delete(table.as_fd(), bytes_of(&address)), Ok(true));
+        if was_there {
+            self.0.count_down(filter_index(address));
+        }
+        was_there
     }
 }
 
@@ -70,6 +100,9 @@ pub struct Maps {
     targets: OwnedFd,
     tallies: OwnedFd,
     hits: OwnedFd,
+    intervals: OwnedFd,
+    /// None where nothing is sampled.
+    filter: Option<Arc<Filter>>,
     threads: OwnedFd,
     live: Arc<OwnedFd>,
     sites: OwnedFd,
@@ -89,13 +122,17 @@ impl Maps {
     ///
     /// # Errors
     /// When the object lacks a map.
-    pub fn of(kernel: &KernelObject, max_blocks: u32) -> Result<Maps> {
+    pub fn of(kernel: &KernelObject, max_blocks: u32, samples: bool) -> Result<Maps> {
         let own = |name: &str| -> Result<OwnedFd> { Ok(kernel.map_fd(name)?.try_clone_to_owned()?) };
         let size = |name: &str| -> Result<u32> { Ok(kernel.map(name)?.info()?.max_entries()) };
+        let filter = |fd| SharedArray::map(fd, FILTER_LENGTH * 4).context("mapping the kernel map FILTER");
+        let filter = samples.then(|| kernel.map_fd("FILTER").and_then(filter)).transpose()?;
         Ok(Maps {
             targets: own("TARGETS")?,
             tallies: own("TALLIES")?,
             hits: own("HITS")?,
+            intervals: own("INTERVALS")?,
+            filter: filter.map(|filter| Arc::new(Filter(filter))),
             threads: own("THREADS")?,
             live: Arc::new(own("LIVE")?),
             sites: own("SITES")?,
@@ -132,9 +169,19 @@ impl Maps {
             .with_context(|| format!("process {pid}: making its counters"))
     }
 
-    /// Takes over the table that the kernel gave to a process which a traced one has made.
-    pub fn adopt(&mut self, pid: u32, table: u32) {
-        self.table_of.insert(pid, table);
+    /// Takes over a process which a traced one has made, with the table that the kernel gave to it.
+    pub fn adopt(&mut self, pid: u32, settings: &Target) {
+        self.table_of.insert(pid, settings.table);
+        if let Err(error) = self.set_interval(settings) {
+            // Every call is looked at more closely then.
+            tracing::debug!(pid, %error, "the sample interval of a child is not set");
+        }
+    }
+
+    /// What the programs look at first; the target's own settings decide.
+    fn set_interval(&self, target: &Target) -> io::Result<()> {
+        let slot = u32::from(slot_of_table(target.table));
+        sys::map_update(self.intervals.as_fd(), bytes_of(&slot), bytes_of(&target.sample_interval_bytes))
     }
 
     /// Keeps `wanted` tables ready for processes that traced ones will make.
@@ -165,8 +212,8 @@ impl Maps {
 
     /// A key whose slot for hits no other table has, as long as there are slots.
     fn free_table(&self) -> u32 {
-        let slot = |table: u32| table & (HIT_SLOTS - 1);
-        let used: std::collections::HashSet<u32> = self.tables.keys().map(|table| slot(*table)).collect();
+        let slot = slot_of_table;
+        let used: std::collections::HashSet<u16> = self.tables.keys().map(|table| slot(*table)).collect();
         let mut candidates = (0..HIT_SLOTS).map(|step| self.next_table.wrapping_add(step).max(1));
         candidates.find(|table| !used.contains(&slot(*table))).unwrap_or(self.next_table)
     }
@@ -180,6 +227,7 @@ impl Maps {
     /// # Errors
     /// When there are as many targets as there can be.
     pub fn set_target(&self, pid: u32, target: &Target) -> Result<()> {
+        self.set_interval(target).with_context(|| format!("process {pid}: setting its sample interval"))?;
         sys::map_update(self.targets.as_fd(), bytes_of(&pid), bytes_of(target))
             .with_context(|| format!("process {pid}: there are as many targets as there can be"))
     }
@@ -202,7 +250,9 @@ impl Maps {
         self.stop(pid);
         let _ = sys::map_delete(self.tallies.as_fd(), bytes_of(&pid));
         let table = self.table_of.remove(&pid)?;
-        self.tables.remove(&table).map(|map| RetiredTable { live: Arc::clone(&self.live), table, _map: map })
+        let (live, filter) = (Arc::clone(&self.live), self.filter.clone());
+        let map = self.tables.remove(&table)?;
+        Some(RetiredTable { live, filter, table, max_blocks: self.max_blocks, map })
     }
 
     /// Drops the state of threads whose exits will not be seen.
@@ -232,7 +282,7 @@ impl Maps {
         let mut sum = Hits::default();
         let Some(table) = self.table_of.get(&pid) else { return sum };
         let mut bytes = vec![0; size_of::<Hits>() * self.cpus];
-        let slot = table & (HIT_SLOTS - 1);
+        let slot = u32::from(slot_of_table(*table));
         if matches!(sys::map_lookup(self.hits.as_fd(), bytes_of(&slot), &mut bytes), Ok(true)) {
             for hits in bytes.chunks_exact(size_of::<Hits>()).filter_map(read::<Hits>) {
                 sum.count = sum.count.wrapping_add(hits.count);
@@ -255,9 +305,8 @@ impl Maps {
 
     /// Deletes live blocks of a process by address.
     pub fn delete_blocks(&self, pid: u32, addresses: &[u64]) {
-        let Some(map) = self.table(pid) else { return };
         for address in addresses {
-            let _ = sys::map_delete(map.as_fd(), bytes_of(address));
+            self.delete_block(pid, *address);
         }
     }
 
@@ -268,7 +317,15 @@ impl Maps {
         let found = sys::map_lookup(map.as_fd(), bytes_of(&address), &mut bytes);
         let is_same =
             matches!(found, Ok(true)) && read::<Block>(&bytes).is_some_and(|block| block.born_ns == born_ns);
-        is_same && matches!(sys::map_delete(map.as_fd(), bytes_of(&address)), Ok(true))
+        is_same && self.delete_block(pid, address)
+    }
+
+    fn delete_block(&self, pid: u32, address: u64) -> bool {
+        let Some(map) = self.table(pid) else { return false };
+        match &self.filter {
+            Some(filter) => filter.delete(map, address),
+            None => matches!(sys::map_delete(map.as_fd(), bytes_of(&address)), Ok(true)),
+        }
     }
 
     /// Calls `each` for every site, with counts in whole blocks.

@@ -186,6 +186,46 @@ fn stacks_of_go_reach_from_c_to_the_goroutine() -> Result<()> {
     Ok(())
 }
 
+/// musl's C library says nothing of its frames, and neither do programs that were built without tables or stripped: their
+/// rows are made from their code.
+#[test]
+fn stacks_of_musl_are_whole_through_its_c_library() -> Result<()> {
+    const WITHOUT_TABLES: &[&str] = &["-fno-asynchronous-unwind-tables", "-fno-unwind-tables"];
+    const WITHOUT_ANYTHING: &[&str] = &["-fno-asynchronous-unwind-tables", "-fno-unwind-tables", "-s"];
+    for (link, code) in [
+        ("-pie", &[] as &[&str]),
+        ("-static", &[]),
+        ("-pie", WITHOUT_TABLES),
+        ("-static", WITHOUT_TABLES),
+        ("-pie", WITHOUT_ANYTHING),
+    ] {
+        let mut flags = vec!["-O2", "-fPIE", "-fomit-frame-pointer", "-fno-optimize-sibling-calls", link];
+        flags.extend(code);
+        let program = compile::plain("musl-gcc", "callback.c", &flags, "callback")?;
+        let mut fixture = Fixture::start(&program, &[], &[])?;
+        let mut leaktrace = Leaktrace::attach(&[fixture.pid()], &[FLAGS, &["--mode", "exact"]].concat())?;
+        fixture.act()?;
+        let named = ["leak_in_callback", "compare", "sort_numbers", "main"];
+        let named = if code.contains(&"-s") { &[] } else { named.as_slice() };
+        leaktrace.until_settled(&format!("all blocks are there with whole stacks: {flags:?}"), |report| {
+            let target = report.target(fixture.pid()).ok_or("no target")?;
+            let is_whole = |site: &&Site| {
+                // The four, qsort itself at least once, and what calls main.
+                site.stack_end == "complete"
+                    && site.frames.len() >= 6
+                    && named.iter().all(|name| site.has(name))
+            };
+            let whole: u64 = target.sites.iter().filter(is_whole).map(|site| site.outstanding_bytes).sum();
+            (whole == 100_000)
+                .then_some(())
+                .ok_or_else(|| target.sites.iter().map(Site::stack).collect::<Vec<_>>().join("\n\n"))
+        })?;
+        leaktrace.interrupt()?;
+        ensure!(fixture.release()?.success(), "the fixture did not survive");
+    }
+    Ok(())
+}
+
 /// What the last debug line on standard error says of all stacks.
 #[derive(Debug, Default)]
 struct Taken {

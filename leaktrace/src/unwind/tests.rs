@@ -237,8 +237,8 @@ fn at_every_call_in_other_files_a_step_leads_where_the_cfi_leads() {
     }
 }
 
+/// Needs musl-gcc, and the right to trace.
 #[test]
-#[ignore = "needs musl-gcc, and the right to trace"]
 fn a_program_of_musl_is_walked_through_its_c_library_to_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let (source, program) = (folder.path().join("program.c"), folder.path().join("program"));
@@ -249,7 +249,7 @@ fn a_program_of_musl_is_walked_through_its_c_library_to_the_end() {
     for link in ["-pie", "-static"] {
         let mut compiler = Command::new("musl-gcc");
         compiler.args(["-O2", "-fomit-frame-pointer", link, "-o"]).arg(&program).arg(&source);
-        assert!(compiler.status().unwrap().success());
+        assert!(compiler.status().expect("musl-gcc, of the package musl-tools").success());
         let mut child = Command::new(&program).spawn().unwrap();
         let stack = live::stack_of_sleeping(&child);
         child.kill().unwrap();

@@ -51,4 +51,6 @@ pub mod flags {
     pub const SHARED_SLOT: u32 = 1 << 6;
     /// Trace children made by fork, and report them.
     pub const FOLLOW: u32 = 1 << 5;
+    /// Guess no step of a stack: it ends where nothing says how to go on.
+    pub const NO_GUESSES: u32 = 1 << 7;
 }

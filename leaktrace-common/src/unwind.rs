@@ -82,7 +82,7 @@ pub mod kind {
     pub const REGISTER: u8 = 0;
     /// The return address is undefined: the outermost frame (`_start`, `clone3`).
     pub const OUTERMOST: u8 = 1;
-    /// No unwind information from here on.
+    /// No unwind information: one frame-pointer step, marked as a guess, if guesses are wanted and it can be right.
     pub const NO_CFI: u8 = 2;
     /// A signal frame: registers are in the ucontext at rsp + 40 (x86-64 `rt_sigframe` after its return address).
     pub const SIGNAL: u8 = 3;

@@ -135,6 +135,9 @@ fn prepare(target: &Target, thread: &mut Thread, regs: &Registers, start: Start)
     if target.flags & target::flags::FRAME_POINTERS != 0 {
         walk.flags |= walk::flags::FRAME_POINTERS;
     }
+    if target.flags & target::flags::NO_GUESSES != 0 {
+        walk.flags |= walk::flags::NO_GUESSES;
+    }
 }
 
 /// Sends the frames the first time a hash is seen.

@@ -60,6 +60,8 @@ pub mod flags {
     pub const MAY_REUSE: u32 = 32;
     /// It was.
     pub const REUSED: u32 = 64;
+    /// Stop where there is no unwind information.
+    pub const NO_GUESSES: u32 = 128;
 }
 
 /// The walker's registers and window.
@@ -205,7 +207,7 @@ fn leave_frame(thread: &mut Thread) -> Result<(), Stop> {
     if mapping.first_page == NO_TABLE {
         return Err(Stop::NoMapping);
     }
-    let rule = find_rule(&mapping, pc)?;
+    let Ok(rule) = find_rule(&mapping, pc) else { return guess_if_wanted(thread) };
     match rule.kind {
         kind::REGISTER => {
             let base = match rule.cfa_register {
@@ -240,7 +242,7 @@ fn leave_frame(thread: &mut Thread) -> Result<(), Stop> {
         }
         kind::GUESS => guess(thread),
         kind::GO => leave_go_frame(thread),
-        kind::NO_CFI => Err(Stop::NoCfi),
+        kind::NO_CFI => guess_if_wanted(thread),
         _ => Err(Stop::Unsupported),
     }
 }
@@ -274,6 +276,10 @@ fn leave_at(thread: &mut Thread, cfa: u64) -> Result<(), Stop> {
     if walk.flags & flags::PROBE_WATCH != 0 && slot >= walk.watch_slot {
         return Err(Stop::Complete);
     }
+    if return_address <= PAGE_MASK && walk.flags & flags::GUESSED != 0 {
+        // A guess further in was wrong about the stack pointer.
+        return Err(Stop::Guessed);
+    }
     if return_address == 0 {
         return Err(Stop::ZeroReturn);
     }
@@ -305,6 +311,18 @@ fn guess(thread: &mut Thread) -> Result<(), Stop> {
     thread.walk.flags |= flags::GUESSED;
     thread.walk.step |= step::BARRIER;
     follow_frame_pointer(thread, FRAME_GUESSED)
+}
+
+/// A guessed step through code of a file that says nothing of it: assembly, code that a program brought along.
+#[inline(always)]
+fn guess_if_wanted(thread: &mut Thread) -> Result<(), Stop> {
+    if thread.walk.flags & (flags::NO_GUESSES | flags::PROBE_WATCH) != 0 {
+        return Err(Stop::NoCfi);
+    }
+    guess(thread).map_err(|stop| match stop {
+        Stop::Depth => Stop::Depth,
+        _ => Stop::NoCfi,
+    })
 }
 
 /// Takes a guessed frame back that lies in no mapping: no return address, after all.

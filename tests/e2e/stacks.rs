@@ -7,7 +7,7 @@ use leaktrace_tests::{
     fixture::Fixture,
     leaktrace::{self, Leaktrace},
     oracle,
-    report::Site,
+    report::{Frame, Site},
 };
 use std::path::PathBuf;
 
@@ -219,6 +219,34 @@ fn stacks_of_musl_are_whole_through_its_c_library() -> Result<()> {
             (whole == 100_000)
                 .then_some(())
                 .ok_or_else(|| target.sites.iter().map(Site::stack).collect::<Vec<_>>().join("\n\n"))
+        })?;
+        leaktrace.interrupt()?;
+        ensure!(fixture.release()?.success(), "the fixture did not survive");
+    }
+    Ok(())
+}
+
+/// Through code that nothing describes, one step by the frame pointer is a guess and marked as one; `--unwind cfi` makes none.
+#[test]
+fn stacks_through_code_without_tables_go_on_by_a_marked_guess() -> Result<()> {
+    let flags = ["-O2", "-g", "-fomit-frame-pointer", "-fno-optimize-sibling-calls"];
+    let program = compile::plain("gcc", "no_tables.c", &flags, "no_tables")?;
+    for (mode, end, through) in [("auto", "complete", true), ("cfi", "no_cfi", false)] {
+        let mut fixture = Fixture::start(&program, &[], &[])?;
+        let words = [FLAGS, &["--mode", "exact", "--unwind", mode]].concat();
+        let mut leaktrace = Leaktrace::attach(&[fixture.pid()], &words)?;
+        fixture.act()?;
+        leaktrace.until_settled(&format!("the stack ends with {end}"), |report| {
+            let target = report.target(fixture.pid()).ok_or("no target")?;
+            let site = target.sites.iter().find(|site| site.has("leak_beneath")).ok_or("no site")?;
+            let guessed =
+                |frame: &Frame| frame.guessed && frame.function.as_deref() == Some("calls_assembly");
+            let is_right = site.outstanding_bytes == 50_000
+                && site.stack_end == end
+                && site.has("without_tables")
+                && site.has("main") == through
+                && site.frames.iter().any(guessed) == through;
+            is_right.then_some(()).ok_or_else(|| format!("{} {}", site.stack(), site.stack_end))
         })?;
         leaktrace.interrupt()?;
         ensure!(fixture.release()?.success(), "the fixture did not survive");

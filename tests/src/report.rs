@@ -185,6 +185,7 @@ pub struct Frame {
     pub line: Option<u32>,
     pub inlined: bool,
     pub reason: Option<String>,
+    pub guessed: bool,
 }
 
 impl Report {

@@ -483,6 +483,10 @@ impl Rules for Tables {
         let last = low.checked_sub(1).filter(|last| *last >= page.first)?;
         self.rules.read((row(last)? >> 16) as usize)
     }
+
+    fn may_guess(&self) -> bool {
+        self.mode != UnwindMode::Tables
+    }
 }
 
 /// A file's bytes, or the vdso's.

@@ -452,6 +452,9 @@ impl Tracer {
         if options.unwind == UnwindMode::FramePointers {
             bits |= flags::FRAME_POINTERS;
         }
+        if options.unwind == UnwindMode::Tables {
+            bits |= flags::NO_GUESSES;
+        }
         if options.verify_unwind {
             bits |= flags::VERIFY_REUSE;
         }

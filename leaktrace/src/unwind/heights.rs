@@ -62,7 +62,7 @@ impl Frame {
     pub(super) fn rule(self) -> Rule {
         match self {
             Frame::Outermost => plain(kind::OUTERMOST),
-            Frame::Unknown => plain(kind::UNSUPPORTED),
+            Frame::Unknown => plain(kind::NO_CFI),
             Frame::Known(layout) => layout.rule(),
         }
     }
@@ -73,7 +73,7 @@ impl Layout {
         let (register, offset) = match (self.height, self.pointer) {
             (Some(height), _) => (rule::RSP, height),
             (None, Some(pointer)) => (rule::RBP, pointer),
-            (None, None) => return plain(kind::UNSUPPORTED),
+            (None, None) => return plain(kind::NO_CFI),
         };
         let mut rule = plain(kind::REGISTER);
         (rule.cfa_register, rule.cfa_offset) = (register.0 as u8, offset);

@@ -32,7 +32,8 @@
 //! (binary search, and usually the one found last), the page (a division), the row (binary search among the rows of
 //! one page, at most 16 steps), the rule (an index). Four things keep that simple:
 //! - **A page begins with a copy of the rule in force**, so that a search never looks into the page before.
-//! - **Gaps are rows too**: where no function is, a row says [`kind::NO_CFI`]. A page without any row is a gap.
+//! - **Gaps are rows too**: where no function is, a row says [`kind::NO_CFI`]. A page without any row is a gap. There a
+//!   walk goes on by the frame pointer, if that can be one, and marks the frame as a guess.
 //! - **Rows name the rule by a number** that is global to all files. Most files use the same few hundred.
 //! - **A page's rows lie in one slab** (an array map's value of 1 MiB): one map lookup, then plain loads.
 //!

@@ -39,6 +39,11 @@ pub trait Rules {
     /// The rule in force at an address of a mapping, found as the kernel walker finds it: the page by its
     /// number, in it the last row that is not behind the address. `None` where there is no unwind information.
     fn rule_at(&self, mapping: &Mapping, address: u64) -> Option<Rule>;
+
+    /// Whether a step may be guessed where a file has no unwind information.
+    fn may_guess(&self) -> bool {
+        true
+    }
 }
 
 /// Walks a stack to its end, to [`MAX_FRAMES`], or to the first frame whose caller cannot be found.
@@ -91,12 +96,14 @@ struct Walker<'t, T, R> {
     mappings: &'t [Mapping],
     rules: &'t T,
     read: R,
+    has_guessed: bool,
 }
 
 impl<'t, T: Rules, R: FnMut(u64) -> Option<u64>> Walker<'t, T, R> {
     fn new(start: Start, mappings: &'t [Mapping], rules: &'t T, read: R) -> Self {
         let (rbp, rbx) = (Register::Value(start.rbp), Register::Value(start.rbx));
-        Walker { ip: start.ip, sp: start.sp, is_exact: start.is_exact, rbp, rbx, mappings, rules, read }
+        let Start { ip, sp, is_exact, .. } = start;
+        Walker { ip, sp, is_exact, rbp, rbx, mappings, rules, read, has_guessed: false }
     }
 
     /// From a frame to its caller: the address there, with its marks.
@@ -109,7 +116,7 @@ impl<'t, T: Rules, R: FnMut(u64) -> Option<u64>> Walker<'t, T, R> {
             GUESS_TABLE => return self.guess(),
             _ => {}
         }
-        let rule = self.rules.rule_at(mapping, pc).ok_or(Stop::NoCfi)?;
+        let Some(rule) = self.rules.rule_at(mapping, pc) else { return self.guess_if_wanted() };
         match rule.kind {
             kind::REGISTER => {
                 let base = match u16::from(rule.cfa_register) {
@@ -121,7 +128,7 @@ impl<'t, T: Rules, R: FnMut(u64) -> Option<u64>> Walker<'t, T, R> {
                 self.leave(&rule, offset(base, rule.cfa_offset))
             }
             kind::OUTERMOST => Err(Stop::Complete),
-            kind::NO_CFI => Err(Stop::NoCfi),
+            kind::NO_CFI => self.guess_if_wanted(),
             kind::SIGNAL => self.leave_signal_frame(),
             kind::DRAP => self.leave_realigned(&rule),
             kind::PLT => {
@@ -145,6 +152,10 @@ impl<'t, T: Rules, R: FnMut(u64) -> Option<u64>> Walker<'t, T, R> {
         }
         if rule.saved & saved::RBX != 0 {
             self.rbx = Register::SavedAt(offset(cfa, rule.rbx_offset));
+        }
+        if return_address < PAGE_BYTES && self.has_guessed {
+            // A guess further in was wrong about the stack pointer.
+            return Err(Stop::Guessed);
         }
         if return_address == 0 {
             return Err(Stop::ZeroReturn);
@@ -182,6 +193,7 @@ impl<'t, T: Rules, R: FnMut(u64) -> Option<u64>> Walker<'t, T, R> {
     /// One frame-pointer step through code without unwind information: only where rbp can be a frame pointer
     /// and what lies above it can be a return address.
     fn guess(&mut self) -> Result<u64, Stop> {
+        self.has_guessed = true;
         let frame = self.rbp()?;
         if frame < self.sp || frame - self.sp > GUESS_REACH {
             return Err(Stop::Guessed);
@@ -193,6 +205,11 @@ impl<'t, T: Rules, R: FnMut(u64) -> Option<u64>> Walker<'t, T, R> {
         self.ip = return_address;
         self.is_exact = false;
         Ok(return_address | FRAME_GUESSED)
+    }
+
+    /// A guessed step through code of a file that says nothing of it.
+    fn guess_if_wanted(&mut self) -> Result<u64, Stop> {
+        if self.rules.may_guess() { self.guess().map_err(|_| Stop::NoCfi) } else { Err(Stop::NoCfi) }
     }
 
     /// One frame-pointer step in Go's code, which may lead from the thread's stack to a goroutine's.

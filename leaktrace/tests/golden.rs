@@ -276,8 +276,9 @@ fn service() -> View {
 
 #[test]
 fn the_metrics_are_as_reviewed_in_both_formats() {
-    compare("metrics.txt", &metrics::page(&service(), 1, metrics::Format::Text));
-    compare("metrics.openmetrics", &metrics::page(&service(), 1, metrics::Format::OpenMetrics));
+    let page = |format| metrics::page(Arc::new(service()), 1, format).unwrap();
+    compare("metrics.txt", &page(metrics::Format::Text));
+    compare("metrics.openmetrics", &page(metrics::Format::OpenMetrics));
 }
 
 #[test]

@@ -20,6 +20,7 @@ mod refusals;
 mod run;
 mod sampled;
 mod service;
+mod service_alerts;
 mod service_disk;
 mod service_life;
 mod service_tools;

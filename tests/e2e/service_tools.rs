@@ -1,6 +1,9 @@
 //! The service with the tools that operators use: promtool, a real Prometheus, go tool pprof, schemathesis, and what is
 //! in `packaging`.
-use crate::service::{config, rounds};
+use crate::{
+    service::{config, rounds},
+    service_alerts::Limited,
+};
 use anyhow::{Context, Result, bail, ensure};
 use leaktrace_tests::{agent::Agent, fixture::Fixture, http, lines, root};
 use std::{
@@ -8,7 +11,6 @@ use std::{
     fs,
     io::Write,
     net::TcpListener,
-    path::PathBuf,
     process::{Child, Command, Output, Stdio},
     time::Duration,
 };
@@ -144,61 +146,6 @@ fn every_expression_of_the_dashboard_has_data_in_a_prometheus_that_scrapes() -> 
         .with_context(|| agent.get("/metrics").map(|page| page.text()).unwrap_or_default())?;
     }
     Ok(())
-}
-
-/// A control group with a memory limit; it is removed when this is dropped.
-struct Limited(PathBuf);
-
-impl Limited {
-    /// Where the memory controller is: in a hierarchy of its own (version 1), or in the one of all (version 2).
-    fn new() -> Result<Limited> {
-        let old = PathBuf::from("/sys/fs/cgroup/memory");
-        let (mount, file) = if old.is_dir() {
-            (old, "memory.limit_in_bytes")
-        } else {
-            (PathBuf::from("/sys/fs/cgroup"), "memory.max")
-        };
-        let _ = fs::write(mount.join("cgroup.subtree_control"), "+memory");
-        let folder = mount.join(format!("leaktrace-test-{}", std::process::id()));
-        fs::create_dir_all(&folder).with_context(|| format!("no control group {}", folder.display()))?;
-        let limited = Limited(folder);
-        fs::write(limited.0.join(file), "67108864").context("the memory controller sets no limit")?;
-        Ok(limited)
-    }
-
-    fn take(&self, pid: u32) -> Result<()> {
-        Ok(fs::write(self.0.join("cgroup.procs"), pid.to_string())?)
-    }
-}
-
-impl Drop for Limited {
-    fn drop(&mut self) {
-        for _ in 0..100 {
-            if fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-#[test]
-fn the_share_of_a_memory_limit_is_an_alert() -> Result<()> {
-    let limit = Limited::new()?;
-    let mut fixture = rounds("svc-limit")?;
-    limit.take(fixture.pid())?;
-    let more = "[alerts]\nmemory_limit = { warning = 0.01 }\n[snapshots]\ndirectory = \"@DIR@/files\"\non_memory_limit = 0.01";
-    let agent = Agent::start(&config(&format!("\"pid:{}\"", fixture.pid()), more))?;
-    for _ in 0..20 {
-        fixture.act()?;
-    }
-    agent.until("health", "the limit is near", |health| {
-        let issues = health["issues"].as_array()?;
-        issues.iter().any(|issue| issue["kind"] == "memory_limit_share").then_some(())
-    })?;
-    agent.until("snapshots", "a file because of that", |files| {
-        files["snapshots"].as_array()?.iter().any(|file| file["reason"] == "limit").then_some(())
-    })
 }
 
 #[test]

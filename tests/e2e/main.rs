@@ -15,6 +15,7 @@ mod life;
 mod mappings;
 mod mappings_life;
 mod output;
+mod packaging;
 mod programs;
 mod refusals;
 mod run;

@@ -1,5 +1,4 @@
-//! The service with the tools that operators use: promtool, a real Prometheus, go tool pprof, schemathesis, and what is
-//! in `packaging`.
+//! The service with the tools that operators use: promtool, a real Prometheus, go tool pprof, schemathesis.
 use crate::{
     service::{config, rounds},
     service_alerts::Limited,
@@ -24,7 +23,7 @@ fn traced(name: &str) -> Result<(Fixture, Agent)> {
     Ok((fixture, agent))
 }
 
-fn run(command: &mut Command, input: &[u8]) -> Result<Output> {
+pub(crate) fn run(command: &mut Command, input: &[u8]) -> Result<Output> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command
         .spawn()
@@ -33,7 +32,7 @@ fn run(command: &mut Command, input: &[u8]) -> Result<Output> {
     Ok(child.wait_with_output()?)
 }
 
-fn well(what: &str, output: &Output) -> Result<()> {
+pub(crate) fn well(what: &str, output: &Output) -> Result<()> {
     let said = [output.stdout.as_slice(), &output.stderr].concat();
     ensure!(output.status.success(), "{what}: {}: {}", output.status, String::from_utf8_lossy(&said));
     Ok(())
@@ -183,14 +182,6 @@ fn a_snapshot_is_had_from_a_running_agent() -> Result<()> {
 }
 
 #[test]
-fn the_shipped_rules_pass_their_tests() -> Result<()> {
-    let folder = root().join("packaging/prometheus");
-    let mut command = Command::new("promtool");
-    command.args(["test", "rules", "leaktrace.test.yml"]).current_dir(&folder);
-    well("promtool test rules", &run(&mut command, b"")?)
-}
-
-#[test]
 fn the_api_keeps_to_its_description_whatever_is_asked() -> Result<()> {
     let tool = root().join("target/schemathesis/bin/schemathesis");
     ensure!(tool.is_file(), "{} is not there: `cargo xtask setup --tests`", tool.display());
@@ -223,34 +214,4 @@ fn the_api_keeps_to_its_description_whatever_is_asked() -> Result<()> {
     well("schemathesis", &output)?;
     ensure!(agent.is_running()?, "{}", agent.log());
     Ok(())
-}
-
-#[test]
-fn the_unit_and_the_manifests_are_sound() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let unit = fs::read_to_string(root().join("packaging/systemd/leaktrace.service"))?;
-    let program = leaktrace_tests::leaktrace::binary()?;
-    let unit = unit
-        .replace("/usr/bin/leaktrace", &program.to_string_lossy())
-        .replace("Documentation=man:leaktrace(1)\n", "");
-    let path = folder.path().join("leaktrace.service");
-    fs::write(&path, unit)?;
-    let output = run(Command::new("systemd-analyze").arg("verify").arg(&path), b"")?;
-    well("systemd-analyze verify", &output)?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(!said.contains("leaktrace.service"), "{said}");
-    let script = "import sys, yaml\ndocs = [d for d in yaml.safe_load_all(open(sys.argv[1])) if d]\n\
-                  kinds = [d['kind'] for d in docs]\nassert kinds == ['Namespace', 'ConfigMap', 'DaemonSet'], kinds\n\
-                  spec = docs[2]['spec']['template']['spec']\nassert spec['hostPID'] is True\n\
-                  assert docs[2]['spec']['selector']['matchLabels'].items() <= docs[2]['spec']['template']['metadata']['labels'].items()\n\
-                  mounts = {m['name'] for c in spec['containers'] for m in c['volumeMounts']}\n\
-                  assert mounts == {v['name'] for v in spec['volumes']}\nprint(docs[1]['data']['leaktrace.toml'])";
-    let python = root().join("target/schemathesis/bin/python3");
-    let manifest = root().join("packaging/kubernetes/leaktrace.yaml");
-    let output = run(Command::new(python).args(["-c", script]).arg(manifest), b"")?;
-    well("the manifest", &output)?;
-    let config = folder.path().join("leaktrace.toml");
-    fs::write(&config, &output.stdout)?;
-    let said = leaktrace_tests::leaktrace::output(&["agent", "--check", "-c", &config.to_string_lossy()])?;
-    well("the configuration in the manifest", &said)
 }

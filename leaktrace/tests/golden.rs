@@ -3,15 +3,18 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod golden_file;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use golden_file::compare;
 use leaktrace::{
     cli::args,
-    export::json,
-    model::snapshot::{
-        AllocatorView, BlockView, CallView, Confidence, ContainerView, Exited, Finding, Frame, MappingTotals,
-        SiteKind, SiteView, Snapshot, TargetView, Totals,
+    export::{json, metrics},
+    model::{
+        service::{Alert, AlertKind, MemoryLimit, OwnUse, Severity, View, Work, key},
+        snapshot::{
+            AllocatorView, BlockView, CallView, Confidence, ContainerView, Exited, Finding, Frame,
+            MappingTotals, SiteKind, SiteView, Snapshot, TargetView, Totals,
+        },
     },
     render::{text, trace},
 };
@@ -233,6 +236,49 @@ fn calls_are_as_reviewed() {
 #[test]
 fn the_json_schema_is_as_reviewed() {
     compare("snapshot.json", &json::snapshot(&example()));
+}
+
+/// The service that traces the example; the name of its target is hostile.
+fn service() -> View {
+    let mut snapshot = example();
+    for target in &mut snapshot.targets {
+        target.comm = "shop\"\n\\".to_owned();
+        target.losses = BTreeMap::from([("blocks_full".to_owned(), 1200)]);
+    }
+    let target = key(&shop());
+    let alert = Alert {
+        kind: AlertKind::MemoryLimit,
+        severity: Severity::Warning,
+        target: Some(target),
+        comm: "shop".to_owned(),
+        value: 0.75,
+        threshold: 0.7,
+        since: snapshot.time,
+        message: String::new(),
+    };
+    View {
+        started: snapshot.since,
+        snapshot: Arc::new(snapshot),
+        limits: BTreeMap::from([(target, MemoryLimit { limit_bytes: 64 << 20, used_bytes: 48 << 20 })]),
+        growth: BTreeMap::from([(target, 4_152_364_200.5)]),
+        alerts: vec![alert],
+        own: OwnUse {
+            rss_bytes: 41 << 20,
+            map_bytes: 7 << 20,
+            cpu_seconds: 12.25,
+            cpu_share: 0.015,
+            open_files: 40,
+        },
+        work: (1..).take(Work::ALL.len()).collect(),
+        ..View::default()
+    }
+}
+
+#[test]
+fn the_metrics_are_as_reviewed_in_both_formats() {
+    let page = |format| metrics::page(Arc::new(service()), 1, format).unwrap();
+    compare("metrics.txt", &page(metrics::Format::Text));
+    compare("metrics.openmetrics", &page(metrics::Format::OpenMetrics));
 }
 
 #[test]

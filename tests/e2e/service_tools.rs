@@ -1,6 +1,8 @@
-//! The service with the tools that operators use: promtool, a real Prometheus, go tool pprof, schemathesis, and what is
-//! in `packaging`.
-use crate::service::{config, rounds};
+//! The service with the tools that operators use: promtool, a real Prometheus, go tool pprof, schemathesis.
+use crate::{
+    service::{config, rounds},
+    service_alerts::Limited,
+};
 use anyhow::{Context, Result, bail, ensure};
 use leaktrace_tests::{agent::Agent, fixture::Fixture, http, lines, root};
 use std::{
@@ -8,7 +10,6 @@ use std::{
     fs,
     io::Write,
     net::TcpListener,
-    path::PathBuf,
     process::{Child, Command, Output, Stdio},
     time::Duration,
 };
@@ -22,7 +23,7 @@ fn traced(name: &str) -> Result<(Fixture, Agent)> {
     Ok((fixture, agent))
 }
 
-fn run(command: &mut Command, input: &[u8]) -> Result<Output> {
+pub(crate) fn run(command: &mut Command, input: &[u8]) -> Result<Output> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command
         .spawn()
@@ -31,7 +32,7 @@ fn run(command: &mut Command, input: &[u8]) -> Result<Output> {
     Ok(child.wait_with_output()?)
 }
 
-fn well(what: &str, output: &Output) -> Result<()> {
+pub(crate) fn well(what: &str, output: &Output) -> Result<()> {
     let said = [output.stdout.as_slice(), &output.stderr].concat();
     ensure!(output.status.success(), "{what}: {}: {}", output.status, String::from_utf8_lossy(&said));
     Ok(())
@@ -146,61 +147,6 @@ fn every_expression_of_the_dashboard_has_data_in_a_prometheus_that_scrapes() -> 
     Ok(())
 }
 
-/// A control group with a memory limit; it is removed when this is dropped.
-struct Limited(PathBuf);
-
-impl Limited {
-    /// Where the memory controller is: in a hierarchy of its own (version 1), or in the one of all (version 2).
-    fn new() -> Result<Limited> {
-        let old = PathBuf::from("/sys/fs/cgroup/memory");
-        let (mount, file) = if old.is_dir() {
-            (old, "memory.limit_in_bytes")
-        } else {
-            (PathBuf::from("/sys/fs/cgroup"), "memory.max")
-        };
-        let _ = fs::write(mount.join("cgroup.subtree_control"), "+memory");
-        let folder = mount.join(format!("leaktrace-test-{}", std::process::id()));
-        fs::create_dir_all(&folder).with_context(|| format!("no control group {}", folder.display()))?;
-        let limited = Limited(folder);
-        fs::write(limited.0.join(file), "67108864").context("the memory controller sets no limit")?;
-        Ok(limited)
-    }
-
-    fn take(&self, pid: u32) -> Result<()> {
-        Ok(fs::write(self.0.join("cgroup.procs"), pid.to_string())?)
-    }
-}
-
-impl Drop for Limited {
-    fn drop(&mut self) {
-        for _ in 0..100 {
-            if fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-#[test]
-fn the_share_of_a_memory_limit_is_an_alert() -> Result<()> {
-    let limit = Limited::new()?;
-    let mut fixture = rounds("svc-limit")?;
-    limit.take(fixture.pid())?;
-    let more = "[alerts]\nmemory_limit = { warning = 0.01 }\n[snapshots]\ndirectory = \"@DIR@/files\"\non_memory_limit = 0.01";
-    let agent = Agent::start(&config(&format!("\"pid:{}\"", fixture.pid()), more))?;
-    for _ in 0..20 {
-        fixture.act()?;
-    }
-    agent.until("health", "the limit is near", |health| {
-        let issues = health["issues"].as_array()?;
-        issues.iter().any(|issue| issue["kind"] == "memory_limit_share").then_some(())
-    })?;
-    agent.until("snapshots", "a file because of that", |files| {
-        files["snapshots"].as_array()?.iter().any(|file| file["reason"] == "limit").then_some(())
-    })
-}
-
 #[test]
 fn go_tool_pprof_reads_the_heap_of_a_running_agent() -> Result<()> {
     let (_fixture, agent) = traced("svc-pprof")?;
@@ -236,14 +182,6 @@ fn a_snapshot_is_had_from_a_running_agent() -> Result<()> {
 }
 
 #[test]
-fn the_shipped_rules_pass_their_tests() -> Result<()> {
-    let folder = root().join("packaging/prometheus");
-    let mut command = Command::new("promtool");
-    command.args(["test", "rules", "leaktrace.test.yml"]).current_dir(&folder);
-    well("promtool test rules", &run(&mut command, b"")?)
-}
-
-#[test]
 fn the_api_keeps_to_its_description_whatever_is_asked() -> Result<()> {
     let tool = root().join("target/schemathesis/bin/schemathesis");
     ensure!(tool.is_file(), "{} is not there: `cargo xtask setup --tests`", tool.display());
@@ -276,34 +214,4 @@ fn the_api_keeps_to_its_description_whatever_is_asked() -> Result<()> {
     well("schemathesis", &output)?;
     ensure!(agent.is_running()?, "{}", agent.log());
     Ok(())
-}
-
-#[test]
-fn the_unit_and_the_manifests_are_sound() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let unit = fs::read_to_string(root().join("packaging/systemd/leaktrace.service"))?;
-    let program = leaktrace_tests::leaktrace::binary()?;
-    let unit = unit
-        .replace("/usr/bin/leaktrace", &program.to_string_lossy())
-        .replace("Documentation=man:leaktrace(1)\n", "");
-    let path = folder.path().join("leaktrace.service");
-    fs::write(&path, unit)?;
-    let output = run(Command::new("systemd-analyze").arg("verify").arg(&path), b"")?;
-    well("systemd-analyze verify", &output)?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(!said.contains("leaktrace.service"), "{said}");
-    let script = "import sys, yaml\ndocs = [d for d in yaml.safe_load_all(open(sys.argv[1])) if d]\n\
-                  kinds = [d['kind'] for d in docs]\nassert kinds == ['Namespace', 'ConfigMap', 'DaemonSet'], kinds\n\
-                  spec = docs[2]['spec']['template']['spec']\nassert spec['hostPID'] is True\n\
-                  assert docs[2]['spec']['selector']['matchLabels'].items() <= docs[2]['spec']['template']['metadata']['labels'].items()\n\
-                  mounts = {m['name'] for c in spec['containers'] for m in c['volumeMounts']}\n\
-                  assert mounts == {v['name'] for v in spec['volumes']}\nprint(docs[1]['data']['leaktrace.toml'])";
-    let python = root().join("target/schemathesis/bin/python3");
-    let manifest = root().join("packaging/kubernetes/leaktrace.yaml");
-    let output = run(Command::new(python).args(["-c", script]).arg(manifest), b"")?;
-    well("the manifest", &output)?;
-    let config = folder.path().join("leaktrace.toml");
-    fs::write(&config, &output.stdout)?;
-    let said = leaktrace_tests::leaktrace::output(&["agent", "--check", "-c", &config.to_string_lossy()])?;
-    well("the configuration in the manifest", &said)
 }

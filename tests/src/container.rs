@@ -206,9 +206,40 @@ impl Image {
         Ok(Image(tag))
     }
 
+    /// Built by a Dockerfile from the files in `context`, with these arguments. It must not need a registry.
+    pub fn build(what: &str, dockerfile: &Path, context: &Path, arguments: &[(&str, &str)]) -> Result<Image> {
+        let tag = format!("localhost/{}:test", name(what));
+        let mut command = Command::new("podman");
+        command
+            .args(["build", "--quiet", "--pull=never", "--layers=false", "--tag", &tag, "--file"])
+            .arg(dockerfile);
+        for (name, value) in arguments {
+            command.arg("--build-arg").arg(format!("{name}={value}"));
+        }
+        run(command.arg(context))?;
+        Ok(Image(tag))
+    }
+
     /// What it is called.
     pub fn tag(&self) -> &str {
         &self.0
+    }
+
+    /// Runs its entry point with these words, which must end well; what it printed.
+    pub fn run(&self, words: &[&str]) -> Result<String> {
+        let mut command = Command::new("podman");
+        command.args(["--runtime", "runc", "run", "--rm", "--network", "none"]).args(LIMITS);
+        run(command.arg(&self.0).args(words))
+    }
+
+    /// What runs where nothing else is asked for.
+    pub fn default_command(&self) -> Result<Vec<String>> {
+        let said = run(Command::new("podman").args(["image", "inspect", &self.0]))?;
+        let said: Value = serde_json::from_str(&said)?;
+        let config = &said[0]["Config"];
+        let words = [&config["Entrypoint"], &config["Cmd"]];
+        let words = words.into_iter().filter_map(Value::as_array).flatten().filter_map(Value::as_str);
+        Ok(words.map(str::to_owned).collect())
     }
 
     /// Runs `/app` in a container of this name; does not wait. crun refuses hosts with both kinds of control groups,

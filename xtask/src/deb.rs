@@ -12,6 +12,26 @@ const CARGO_DEB: &str = "3.8.0";
 /// Completions: the shell, and what its file is called.
 const SHELLS: [(&str, &str); 3] = [("bash", "leaktrace"), ("zsh", "_leaktrace"), ("fish", "leaktrace.fish")];
 
+/// What the package must hold, among others, and how.
+const CONTENTS: [(&str, &str); 15] = [
+    ("-rwxr-xr-x", "./usr/bin/leaktrace"),
+    // It may hold a token.
+    ("-rw-r-----", "./etc/leaktrace/leaktrace.toml"),
+    ("-rw-r--r--", "./usr/lib/systemd/system/leaktrace.service"),
+    ("-rw-r--r--", "./usr/share/man/man1/leaktrace.1.gz"),
+    ("-rw-r--r--", "./usr/share/man/man1/leaktrace-agent.1.gz"),
+    ("-rw-r--r--", "./usr/share/man/man1/leaktrace-run.1.gz"),
+    ("-rw-r--r--", "./usr/share/bash-completion/completions/leaktrace"),
+    ("-rw-r--r--", "./usr/share/zsh/vendor-completions/_leaktrace"),
+    ("-rw-r--r--", "./usr/share/fish/vendor_completions.d/leaktrace.fish"),
+    ("-rw-r--r--", "./usr/share/leaktrace/prometheus/leaktrace.rules.yml"),
+    ("-rw-r--r--", "./usr/share/leaktrace/grafana/leaktrace.json"),
+    ("-rw-r--r--", "./usr/share/doc/leaktrace/copyright"),
+    ("-rw-r--r--", "./usr/share/doc/leaktrace/LICENSE-APACHE"),
+    ("-rw-r--r--", "./usr/share/doc/leaktrace/README.md"),
+    ("-rw-r--r--", "./usr/share/doc/leaktrace/CHANGELOG.md"),
+];
+
 /// Packages what is in `folder`, where the binary is; returns the package.
 pub(crate) fn run(folder: &Path) -> Result<PathBuf> {
     let tool = tool()?;
@@ -24,10 +44,31 @@ pub(crate) fn run(folder: &Path) -> Result<PathBuf> {
     let said = command::capture(deb.current_dir(command::root()))?;
     let package = said.lines().last().map(str::trim).filter(|line| line.ends_with(".deb"));
     let package = PathBuf::from(package.with_context(|| format!("cargo-deb names no package: {said:?}"))?);
-    if command::find("dpkg-deb").is_some() {
-        println!("{}", command::capture(command::clean("dpkg-deb").arg("--contents").arg(&package))?);
+    if command::find("dpkg-deb").is_none() {
+        println!("dpkg-deb is not here: what the package holds was not looked at");
+        return Ok(package);
+    }
+    let contents = command::capture(command::clean("dpkg-deb").arg("--contents").arg(&package))?;
+    println!("{contents}");
+    let missing = missing(&contents);
+    if !missing.is_empty() {
+        bail!("{} must hold, and does not: {}", package.display(), missing.join(", "));
     }
     Ok(package)
+}
+
+/// What of [`CONTENTS`] is not there, or not so, by the list that dpkg-deb prints: mode, owner, size, day, time, path. All
+/// of it must be root's.
+fn missing(contents: &str) -> Vec<String> {
+    let has = |mode: &str, path: &str| {
+        contents.lines().any(|line| {
+            let words: Vec<&str> = line.split_ascii_whitespace().collect();
+            let is_owner = |owner: &&str| matches!(*owner, "0/0" | "root/root");
+            words.first() == Some(&mode) && words.get(1).is_some_and(is_owner) && words.last() == Some(&path)
+        })
+    };
+    let absent = CONTENTS.iter().filter(|(mode, path)| !has(mode, path));
+    absent.map(|(mode, path)| format!("{mode} {path}")).collect()
 }
 
 /// cargo-deb in `target/tools`, installed there where it is missing or another version.
@@ -100,6 +141,20 @@ fn write(path: &Path, text: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_is_not_in_the_package_or_has_another_mode_or_owner_is_named() {
+        let line = |(mode, path): &(&str, &str)| format!("{mode} 0/0   1590 2026-11-21 00:00 {path}\n");
+        let whole: String = CONTENTS.iter().map(line).collect();
+        assert_eq!(missing(&whole), Vec::<String>::new());
+        assert_eq!(missing(&whole.replace("leaktrace.toml", "leaktrace.toml.old")).len(), 1);
+        assert_eq!(
+            missing(&whole.replace("-rw-r-----", "-rw-r--r--")),
+            ["-rw-r----- ./etc/leaktrace/leaktrace.toml"]
+        );
+        assert_eq!(missing(&whole.replace(" 0/0 ", " 1000/1000 ")).len(), CONTENTS.len());
+        assert_eq!(missing(&whole.replace(" 0/0 ", " root/root ")), Vec::<String>::new());
+    }
 
     #[test]
     fn a_page_names_its_subcommands() {

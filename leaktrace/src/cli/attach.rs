@@ -2,7 +2,8 @@
 use anyhow::Result;
 
 use super::{
-    args::{AttachArgs, ModeArg},
+    args::AttachArgs,
+    choices::ModeArg,
     files::{self, WithFile},
     output::{Output, Stream},
     trace,

@@ -1,7 +1,7 @@
 //! `leaktrace diff`: what grew between two snapshot files.
 use anyhow::Result;
 
-use super::{args::Format, file_args::DiffArgs, files, output::Sheet};
+use super::{choices::Format, file_args::DiffArgs, files, output::Sheet};
 use crate::{export, model, render};
 
 /// Prints the difference; the exit code is 0 whatever it is.

@@ -3,12 +3,7 @@ use std::io::IsTerminal as _;
 
 use anyhow::Result;
 
-use super::{
-    FAILED,
-    args::{DoctorArgs, Format},
-    output::wants_color,
-    print,
-};
+use super::{FAILED, args::DoctorArgs, choices::Format, output::wants_color, print};
 use crate::{
     agent::diagnose::diagnose,
     export,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::{
-    args::{Color, Format, Sort},
+    choices::{Color, Format, Sort},
     units,
 };
 use crate::export::folded;

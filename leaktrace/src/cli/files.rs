@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::args::TraceArgs;
+use super::trace_args::TraceArgs;
 use crate::{
     agent::session::Report,
     export::{file, pprof},

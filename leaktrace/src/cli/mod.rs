@@ -9,6 +9,7 @@ use tracing_subscriber::EnvFilter;
 mod agent;
 pub mod args;
 mod attach;
+pub mod choices;
 mod convert;
 mod diff;
 mod doctor;
@@ -22,6 +23,7 @@ mod run;
 mod snapshot;
 pub mod target_args;
 mod trace;
+pub mod trace_args;
 pub use crate::model::quantity as units;
 
 use args::{Cli, Command};
@@ -109,7 +111,7 @@ fn print(text: &[u8]) -> Result<u8> {
 
 /// Logs go to standard error: warnings, more with --verbose, nothing but errors with --quiet; `LEAKTRACE_LOG`
 /// takes filters as of tracing-subscriber.
-fn start_log(args: &args::TraceArgs) {
+fn start_log(args: &trace_args::TraceArgs) {
     let level = match (args.quiet, args.debug, args.verbose) {
         (true, ..) => "error",
         (_, false, 0) => "warn",

@@ -8,9 +8,10 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{
-    args::{Color, Format, TraceArgs},
+    choices::{Color, Format},
     file_args::ShowArgs,
     files,
+    trace_args::TraceArgs,
 };
 use crate::{
     agent::session::Report,

@@ -4,7 +4,8 @@ use std::io::IsTerminal as _;
 use anyhow::Result;
 
 use super::{
-    args::{Format, PsArgs, PsSort},
+    args::PsArgs,
+    choices::{Format, PsSort},
     output::{Stream, style_of},
     print,
 };

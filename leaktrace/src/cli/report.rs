@@ -3,7 +3,7 @@ use anyhow::Result;
 
 use super::{file_args::ReportArgs, files, output::Sheet};
 use crate::{
-    cli::args::Format,
+    cli::choices::Format,
     export::json,
     render::text::{self, Style},
 };

@@ -3,7 +3,8 @@ use anyhow::Result;
 
 use super::{
     LEAKED,
-    args::{ModeArg, RunArgs},
+    args::RunArgs,
+    choices::ModeArg,
     files::{self, WithFile},
     output::{Output, Stream},
     trace,

@@ -4,7 +4,8 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use super::{
-    args::{ModeArg, SnapshotArgs},
+    args::SnapshotArgs,
+    choices::ModeArg,
     files::{self, WithFile},
     output::{Output, Stream},
     remote, trace,

@@ -4,8 +4,9 @@ use std::io::{BufRead as _, BufReader};
 use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::{
-    args::{Link, ModeArg, TraceArgs, Unwind},
+    choices::{Link, ModeArg, Unwind},
     target_args::TargetArgs,
+    trace_args::TraceArgs,
 };
 use crate::{
     agent::{

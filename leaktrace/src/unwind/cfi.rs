@@ -14,7 +14,8 @@ use gimli::{
 use leaktrace_common::unwind::{Rule, kind};
 
 use crate::unwind::{
-    elf::{Elf, Section},
+    elf::{Elf, Packing, Section},
+    packed,
     rule::{self, Bytes, RETURN_ADDRESS, Storage},
     source::Source,
     table::Limits,
@@ -93,11 +94,16 @@ impl<'a> Sections<'a> {
         if let Some(got) = elf.got {
             sections.bases = sections.bases.set_got(got.address);
         }
-        if elf.has_compressed_debug_frame && elf.debug_frame.is_none() && !elf.is_go {
-            sections.note("its .debug_frame is compressed");
-        }
-        if let Some(section) = elf.debug_frame.filter(|_| !elf.is_go) {
-            sections.debug_frame = sections.load(source, &section, limits);
+        match (elf.debug_frame, elf.packed_debug_frame) {
+            _ if elf.is_go => {}
+            (Some(section), _) => sections.debug_frame = sections.load(source, &section, limits),
+            (None, Some((section, packing))) => {
+                let packed = sections.load(source, &section, limits);
+                if !packed.is_empty() {
+                    sections.unpack_debug_frame(&packed, packing, limits);
+                }
+            }
+            (None, None) => {}
         }
         match (elf.eh_frame, elf.eh_frame_header) {
             (Some(section), _) => {
@@ -125,6 +131,14 @@ impl<'a> Sections<'a> {
             self.note(error);
             Cow::default()
         })
+    }
+
+    /// One that cannot be unpacked is noted and left out.
+    fn unpack_debug_frame(&mut self, packed: &[u8], packing: Packing, limits: &Limits) {
+        match packed::unpack(packed, packing, limits.unpacked_bytes) {
+            Ok(unpacked) => self.debug_frame = Cow::Owned(unpacked),
+            Err(problem) => self.note(problem),
+        }
     }
 
     /// The search table names the address of `.eh_frame` but not its size: take what its segment has.

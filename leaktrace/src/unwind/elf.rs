@@ -108,6 +108,15 @@ pub struct Section {
     pub file_bytes: u64,
 }
 
+/// How a section says that it is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// By SHF_COMPRESSED and the header that the ELF specification gives it.
+    Elf,
+    /// By a name that begins with `.z`, and the header of old GNU tools.
+    Gnu,
+}
+
 /// What unwinding needs to know of an ELF file.
 #[derive(Clone, Debug, Default)]
 pub struct Elf {
@@ -127,8 +136,8 @@ pub struct Elf {
     pub text: Option<Section>,
     /// `.got`: what data-relative pointers refer to.
     pub got: Option<Section>,
-    /// Whether there is a `.debug_frame` that is not used because it is compressed.
-    pub has_compressed_debug_frame: bool,
+    /// `.debug_frame` where it is compressed.
+    pub packed_debug_frame: Option<(Section, Packing)>,
     /// The GNU build id; empty where there is none.
     pub build_id: Vec<u8>,
     /// Whether it holds code that the Go compiler made.
@@ -277,8 +286,10 @@ impl Elf {
             self.eh_frame = Some(section);
         } else if is_named(b".debug_frame") && !is_compressed {
             self.debug_frame = Some(section);
-        } else if is_named(b".debug_frame") || is_named(b".zdebug_frame") {
-            self.has_compressed_debug_frame = true;
+        } else if is_named(b".debug_frame") {
+            self.packed_debug_frame = Some((section, Packing::Elf));
+        } else if is_named(b".zdebug_frame") {
+            self.packed_debug_frame = Some((section, Packing::Gnu));
         } else if is_named(b".gopclntab") {
             self.is_go = true;
         } else if is_named(b".text") {

@@ -1,4 +1,5 @@
 //! For tests: small ELF files with call frame information, put together byte by byte.
+use super::elf::Packing;
 
 /// `DW_CFA_def_cfa rsp, 8; DW_CFA_offset rip, 1`: how every function begins.
 pub(super) const AT_ENTRY: &[u8] = &[0x0c, 7, 8, 0x90, 1];
@@ -66,8 +67,8 @@ pub(super) struct Fixture {
     pub(super) debug_frame: Vec<u8>,
     /// A PT_GNU_EH_FRAME segment instead of section headers.
     pub(super) is_stripped: bool,
-    /// Marks `.debug_frame` as compressed.
-    pub(super) is_compressed: bool,
+    /// How `.debug_frame` is said to be compressed, if it is.
+    pub(super) packing: Option<Packing>,
 }
 
 impl Fixture {
@@ -78,7 +79,7 @@ impl Fixture {
 
     /// The file's bytes.
     pub(super) fn bytes(&self) -> Vec<u8> {
-        const NAMES: &[u8] = b"\0.eh_frame\0.debug_frame\0.names\0";
+        const NAMES: &[u8] = b"\0.eh_frame\0.debug_frame\0.names\0.zdebug_frame\0";
         let header = self.search_table();
         let parts: [&[u8]; 5] = [&self.text, &self.eh_frame, &self.debug_frame, &header, NAMES];
         let mut file = vec![0; 64 + 3 * 56];
@@ -95,11 +96,15 @@ impl Fixture {
         headers.extend(program_header(kind, 4, search, 0x10_0000, header.len()));
         file[64..64 + headers.len()].copy_from_slice(&headers);
         let sections = file.len() as u64;
-        let flags = if self.is_compressed { 1 << 11 } else { 0 };
+        let (debug_name, flags) = match self.packing {
+            None => (11, 0),
+            Some(Packing::Elf) => (11, 1 << 11),
+            Some(Packing::Gnu) => (31, 0),
+        };
         for (name, flags, file_offset, part) in [
             (0, 0, 0, &[][..]),
             (1, 2, eh_frame, &self.eh_frame),
-            (11, flags, debug_frame, &self.debug_frame),
+            (debug_name, flags, debug_frame, &self.debug_frame),
             (24, 0, names, NAMES),
         ] {
             file.extend(section_header(name, flags, file_offset, part.len()));

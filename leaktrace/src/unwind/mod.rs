@@ -84,6 +84,7 @@ mod code;
 mod extents;
 mod heights;
 mod numbers;
+mod packed;
 mod pages;
 mod returns;
 mod rule;

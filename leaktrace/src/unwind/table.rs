@@ -38,6 +38,8 @@ pub const UNSUPPORTED_RULE: u16 = 1;
 pub struct Limits {
     /// Bytes of one section that are read.
     pub section_bytes: u64,
+    /// Bytes that a compressed section may unpack to: it can be tiny in the file.
+    pub unpacked_bytes: u64,
     /// FDEs kept, at 24 bytes.
     pub fdes: usize,
     /// Rows, at 4 bytes. The largest real file measured, librustc_driver, has 1.2 million.
@@ -50,7 +52,14 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { section_bytes: 128 << 20, fdes: 4 << 20, rows: 16 << 20, rules: 4096, pages: 32_768 }
+        Limits {
+            section_bytes: 128 << 20,
+            unpacked_bytes: 32 << 20,
+            fdes: 4 << 20,
+            rows: 16 << 20,
+            rules: 4096,
+            pages: 32_768,
+        }
     }
 }
 

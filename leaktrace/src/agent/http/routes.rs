@@ -322,11 +322,13 @@ async fn openapi() -> Response {
     json(OPENAPI.replace("@VERSION@", env!("CARGO_PKG_VERSION")))
 }
 
-async fn metrics_page(State(app): State<App>, headers: HeaderMap) -> Response {
+async fn metrics_page(State(app): State<App>, headers: HeaderMap) -> Result<Response, Problem> {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let format = metrics::Format::accepted(accept);
     let sites = usize::try_from(app.shared.config().http.metrics_sites.0).unwrap_or(usize::MAX);
-    typed(format.content_type(), metrics::page(&app.shared.view(), sites, format))
+    let page = metrics::page(app.shared.view(), sites, format)
+        .map_err(|error| Problem::new(500, format!("the metrics cannot be written: {error}")))?;
+    Ok(typed(format.content_type(), page))
 }
 
 #[cfg(test)]

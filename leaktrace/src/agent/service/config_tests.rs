@@ -1,4 +1,7 @@
+use std::time::Duration;
+
 use super::*;
+use crate::agent::service::values::{Count, Size};
 
 fn error(text: &str) -> String {
     match Config::parse(text) {

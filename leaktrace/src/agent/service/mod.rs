@@ -1,8 +1,8 @@
-//! `leaktrace agent`: the visible loop of the service. Summaries, histories, alerts and the schedule of snapshot
-//! files are made here, one after the other, in the thread that owns the tracer; answering requests, writing files
-//! and posting alerts have threads of their own and see immutable views only.
+//! `leaktrace agent`: the visible loop of the service. `summaries`, `evaluate` and `reload` do what it says, one after the
+//! other, in the thread that owns the tracer; answering requests, writing files and posting alerts have threads of their
+//! own and see immutable views only.
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -11,65 +11,53 @@ use std::{
 use anyhow::{Context as _, Result};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch as changes},
     time::{Instant, sleep_until},
 };
 
 pub mod alerts;
 pub mod config;
+mod evaluate;
 pub mod notify;
 pub mod own;
+mod reload;
 pub mod schedule;
+mod settings;
 pub mod state;
 pub mod store;
+mod summaries;
 pub mod values;
 pub mod webhook;
 pub mod writer;
 
-use alerts::{Change, Evaluator, Observation};
-use config::{Config, ModeName};
+use alerts::Evaluator;
+use config::Config;
 use notify::Notifier;
 use own::Meter;
 use schedule::{Schedule, Seen};
+use settings::{open_store, orders, selection, trace_options, watch};
 use state::{Command, MAX_COMMANDS, Shared};
-use store::{Reason, Store};
+use store::Reason;
 use webhook::Webhook;
-use writer::{Reply, Writer};
+use writer::Writer;
 
 use super::{
     clock,
-    growth::{
-        meant::Meant,
-        watch::{Watch, Watched},
-    },
+    growth::watch::Watch,
     http,
-    options::TraceOptions,
-    orders::Orders,
     session::Rings,
     tracer::{Tracer, held::Held},
 };
-use crate::{
-    attach::object::Sizes,
-    discover::memory_limit,
-    export::api,
-    model::{
-        series::{SeriesPoint, TargetKey},
-        service::{AlertKind, MemoryLimit, OwnFault, OwnUse, Severity, View, Work, is_live, key},
-        sites::{Order, Selection},
-        snapshot::{Snapshot, TargetView, WallNs},
-    },
+use crate::model::{
+    series::TargetKey,
+    service::{MemoryLimit, OwnFault, OwnUse, View},
+    snapshot::{Snapshot, TargetView},
 };
 
-/// Ended processes that answers still show.
-const MAX_ENDED_SHOWN: usize = 100;
-/// Ended processes that wait for the next file.
-const MAX_ENDED_UNWRITTEN: usize = 1000;
 /// Alerts are evaluated at least this often, however rare summaries are.
 const EVALUATE: Duration = Duration::from_secs(5);
 /// Time between looks at what tracing costs.
 const CHECK: Duration = Duration::from_secs(1);
-/// Summaries become rarer by this factor at the most to spare the CPU.
-const MAX_STRETCH: u32 = 16;
 
 /// Changes the level of the log.
 pub type SetLevel = Box<dyn Fn(&str)>;
@@ -121,7 +109,7 @@ struct Service {
     path: Option<PathBuf>,
     set_level: SetLevel,
     shared: Arc<Shared>,
-    publish: watch::Sender<Arc<View>>,
+    publish: changes::Sender<Arc<View>>,
     writer: Writer,
     webhook: Webhook,
     notifier: Notifier,
@@ -163,7 +151,7 @@ pub async fn run(config: Config, path: Option<&Path>, set_level: SetLevel) -> Re
     tracer.follow_orders(orders(&config))?;
     let rings = Rings::of(&tracer)?;
     let started = clock::wall_ns();
-    let (publish, view) = watch::channel(Arc::new(View { started, ..View::default() }));
+    let (publish, view) = changes::channel(Arc::new(View { started, ..View::default() }));
     let (commands, mut asked) = mpsc::channel(MAX_COMMANDS);
     let shared = Arc::new(Shared::new(Arc::clone(&config), view, commands));
     shared.set_store(store);
@@ -272,56 +260,6 @@ impl Service {
         self.config.trace.interval.0.saturating_mul(self.stretch)
     }
 
-    /// A summary with all that follows from it.
-    fn tick(&mut self) {
-        let now = clock::wall_ns();
-        if self.shared.write_error().is_some() {
-            self.schedule.ask(Reason::Retry);
-        }
-        match self.schedule.due(now, &self.seen).filter(|_| self.shared.store().is_some()) {
-            Some(reason) => self.save(reason, None),
-            None => {
-                let mut snapshot = self.tracer.snapshot(false);
-                snapshot.watched = self.watch.as_ref().map(Watch::view);
-                self.take(Arc::new(snapshot));
-            }
-        }
-    }
-
-    /// Between two rare summaries: alerts by what targets hold now.
-    fn between(&mut self) {
-        let live = self.snapshot.targets.iter().filter(|target| is_live(target));
-        let shown: BTreeSet<u32> = live.map(|target| target.pid).collect();
-        if !self.tracer.pids().iter().eq(&shown) {
-            // Somebody came or went, of whom nothing or too much is known.
-            self.tick();
-            return;
-        }
-        self.held = self.tracer.held();
-        let time = clock::wall_ns();
-        self.shared.change_series(|series| {
-            for target in self.snapshot.targets.iter().filter(|target| is_live(target)) {
-                if let Some(held) = self.held.get(&target.pid) {
-                    let Held { outstanding_bytes, outstanding_count, allocated_bytes } = *held;
-                    let rss_bytes = None;
-                    let point = SeriesPoint {
-                        time,
-                        outstanding_bytes,
-                        outstanding_count,
-                        allocated_bytes,
-                        rss_bytes,
-                    };
-                    series.record(key(target), point);
-                }
-            }
-        });
-        let sum = self.held.values().map(|held| held.outstanding_bytes).fold(0, u64::saturating_add);
-        self.rise(sum, time);
-        self.look_at_limits();
-        self.evaluate();
-        self.publish();
-    }
-
     /// Looks for growth; gives the time to the next look.
     fn look(&mut self) -> Duration {
         match &mut self.watch {
@@ -333,275 +271,11 @@ impl Service {
         }
     }
 
-    /// Lets no target in while the agent is at its limits, and counts those that were not.
-    fn bound_targets(&mut self) {
-        let limits = &self.config.limits;
-        let is_full = self.own.map_bytes > limits.map_memory.0 || self.own.rss_bytes > limits.rss.0;
-        self.tracer.bound_targets(if is_full { 0 } else { most_targets(&self.config) });
-        let (refused, missed) = (self.tracer.refused(), self.tracer.missed());
-        self.shared.counts.add_many(Work::TargetsRefused, refused.saturating_sub(self.refused));
-        self.shared.counts.add_many(Work::TargetsMissed, missed.saturating_sub(self.missed));
-        (self.refused, self.missed) = (refused, missed);
-    }
-
-    /// A snapshot with all call stacks, with processes that ended since the last file.
-    fn whole(&mut self) -> Arc<Snapshot> {
-        self.tracer.select(selection(&self.config, true));
-        let mut whole = self.tracer.snapshot(false);
-        whole.watched = self.watch.as_ref().map(Watch::view);
-        self.tracer.select(selection(&self.config, false));
-        let mut shown = whole.clone();
-        shown.cut(Order::Bytes, selection(&self.config, false).top);
-        let earlier: Vec<TargetView> =
-            self.unwritten.iter().map(|target| TargetView::clone(target)).collect();
-        self.take(Arc::new(shown));
-        whole.targets.splice(0..0, earlier);
-        Arc::new(whole)
-    }
-
-    fn save(&mut self, reason: Reason, reply: Reply) {
-        let whole = self.whole();
-        self.unwritten.clear();
-        self.writer.write(whole, reason, reply);
-    }
-
     fn command(&mut self, command: Command) {
         match command {
             Command::Whole(reply) => self.answer_whole(reply),
             Command::Save(reply) => self.save(Reason::Request, Some(reply)),
         }
-    }
-
-    fn answer_whole(&mut self, reply: oneshot::Sender<Arc<Snapshot>>) {
-        let _ = reply.send(self.whole());
-    }
-
-    /// Takes a new snapshot over: histories, ended processes, limits, alerts; then everybody may see it.
-    fn take(&mut self, snapshot: Arc<Snapshot>) {
-        self.number += 1;
-        self.shared.counts.add(Work::Summaries);
-        self.record(&snapshot);
-        let gone: Vec<TargetView> =
-            snapshot.targets.iter().filter(|target| !is_live(target)).cloned().collect();
-        for target in gone {
-            self.schedule.ended(&target);
-            self.shared.counts.add_many(Work::TargetsEnded, u64::from(target.exited.is_some()));
-            let target = Arc::new(target);
-            self.ended.push_back(Arc::clone(&target));
-            if self.ended.len() > MAX_ENDED_SHOWN {
-                self.ended.pop_front();
-            }
-            if self.shared.store().is_none() {
-                continue;
-            }
-            if self.unwritten.len() < MAX_ENDED_UNWRITTEN {
-                self.unwritten.push(target);
-            } else {
-                self.shared.counts.add(Work::EndedDropped);
-            }
-        }
-        for event in &snapshot.events {
-            tracing::info!(pid = event.pid, comm = event.comm, "{}", event.reason);
-        }
-        self.snapshot = snapshot;
-        self.held.clear();
-        self.spare();
-        self.bound_targets();
-        self.look_at_limits();
-        self.evaluate();
-        self.publish();
-    }
-
-    fn record(&mut self, snapshot: &Snapshot) {
-        let mut sum = 0_u64;
-        self.shared.change_series(|series| {
-            for target in snapshot.targets.iter().filter(|target| !target.execed) {
-                let totals = &target.totals;
-                if is_live(target) {
-                    sum = sum.saturating_add(totals.outstanding_bytes);
-                }
-                let point = SeriesPoint {
-                    time: snapshot.time,
-                    outstanding_bytes: totals.outstanding_bytes,
-                    outstanding_count: totals.outstanding_count,
-                    allocated_bytes: totals.allocated_bytes,
-                    rss_bytes: target.rss_bytes,
-                };
-                series.record(key(target), point);
-            }
-        });
-        self.rise(sum, snapshot.time);
-    }
-
-    /// Remembers the most that all targets held together.
-    fn rise(&mut self, sum: u64, time: WallNs) {
-        if sum >= self.peak.0 {
-            self.peak = (sum, time);
-        }
-    }
-
-    /// Keeps the agent within its own limits.
-    fn spare(&mut self) {
-        self.own = self.meter.read();
-        let limits = &self.config.limits;
-        self.faults = own::faults(&self.own, limits);
-        if self.own.cpu_share > limits.cpu {
-            self.stretch = (self.stretch * 2).min(MAX_STRETCH);
-        } else if self.own.cpu_share < limits.cpu / 2.0 {
-            self.stretch = (self.stretch / 2).max(1);
-        }
-        if self.own.rss_bytes > limits.rss.0 {
-            let live: Vec<TargetKey> =
-                self.snapshot.targets.iter().filter(|target| is_live(target)).map(key).collect();
-            self.shared.change_series(|series| series.trim(|key| live.contains(&key)));
-            self.ended.clear();
-        }
-        if let Some(error) = self.shared.write_error() {
-            self.faults.push(OwnFault { kind: AlertKind::SnapshotFailed, message: error });
-        }
-    }
-
-    fn look_at_limits(&mut self) {
-        let live = self.snapshot.targets.iter().filter(|target| is_live(target));
-        self.limits = live.filter_map(|target| Some((key(target), memory_limit::of(target.pid)?))).collect();
-    }
-
-    fn evaluate(&mut self) {
-        let window_ns = self.config.alerts.growth_window.ns();
-        let mut observed = BTreeMap::new();
-        self.seen.clear();
-        for target in self.snapshot.targets.iter().filter(|target| is_live(target)) {
-            let key = key(target);
-            let limit = self.limits.get(&key);
-            let growth = self.shared.with_series(|series| series.growth_bytes_per_hour(key, window_ns));
-            let left = limit.map(|limit| limit.limit_bytes.saturating_sub(limit.used_bytes) as f64);
-            let seconds_to_limit = match (left, growth) {
-                (Some(left), Some(growth)) if growth > 0.0 => Some(left / growth * 3600.0),
-                _ => None,
-            };
-            let held = self.held.get(&target.pid).map(|held| held.outstanding_bytes);
-            let outstanding_bytes = held.unwrap_or(target.totals.outstanding_bytes);
-            let limit_share = limit.map(MemoryLimit::share);
-            self.seen.insert(key, Seen { outstanding_bytes, limit_share });
-            observed.insert(
-                key,
-                Observation {
-                    comm: target.comm.clone(),
-                    outstanding_bytes,
-                    growth_bytes_per_hour: growth,
-                    limit_share,
-                    seconds_to_limit,
-                },
-            );
-        }
-        let changes = self.evaluator.evaluate(clock::wall_ns(), &observed, &self.faults, &self.config.alerts);
-        for change in changes {
-            self.tell(&change);
-        }
-    }
-
-    fn tell(&self, change: &Change) {
-        let (alert, is_active) = match change {
-            Change::Fired(alert) => (alert, true),
-            Change::Resolved(alert) => (alert, false),
-        };
-        match (is_active, alert.severity) {
-            (true, Severity::Critical) => {
-                tracing::error!(kind = alert.kind.name(), "critical: {}", alert.message);
-            }
-            (true, Severity::Warning) => {
-                tracing::warn!(kind = alert.kind.name(), "warning: {}", alert.message);
-            }
-            (false, _) => tracing::info!(kind = alert.kind.name(), "over: {}", alert.message),
-        }
-        if is_active {
-            self.shared.counts.add(Work::AlertsFired);
-        }
-        self.webhook.send(api::alert_message(alert, is_active, &self.snapshot.host, clock::wall_ns()));
-    }
-
-    fn publish(&self) {
-        let window_ns = self.config.alerts.growth_window.ns();
-        let growth = self.shared.with_series(|series| {
-            self.seen
-                .keys()
-                .filter_map(|key| Some((*key, series.growth_bytes_per_hour(*key, window_ns)?)))
-                .collect()
-        });
-        let view = View {
-            number: self.number,
-            started: self.started,
-            snapshot: Arc::clone(&self.snapshot),
-            ended: self.ended.iter().cloned().collect(),
-            limits: self.limits.clone(),
-            growth,
-            alerts: self.evaluator.active(),
-            faults: self.faults.clone(),
-            own: self.own,
-            work: self.shared.counts.all(),
-            peak: self.peak,
-        };
-        let holds = crate::model::units::bytes(view.outstanding_bytes());
-        self.notifier.status(&format!("{} targets hold {holds}", view.live().count()));
-        // Receivers live as long as what is shared.
-        self.publish.send_replace(Arc::new(view));
-    }
-
-    /// Reads the configuration again; a wrong one changes nothing.
-    fn reload(&mut self) {
-        self.notifier.reloading();
-        match self.read_again() {
-            Ok(config) => {
-                self.shared.counts.add(Work::Reloads);
-                self.apply(config);
-                tracing::info!("the configuration was read again");
-            }
-            Err(error) => {
-                self.shared.counts.add(Work::ReloadsFailed);
-                tracing::error!("the configuration stays as it was: {error:#}");
-            }
-        }
-        self.notifier.ready();
-    }
-
-    fn read_again(&self) -> Result<Config> {
-        let config = match &self.path {
-            Some(path) => Config::read(path)?,
-            None => Config::default(),
-        };
-        if config.snapshots.directory != self.config.snapshots.directory {
-            self.shared.set_store(open_store(&config)?);
-        }
-        Ok(config)
-    }
-
-    fn apply(&mut self, config: Config) {
-        let old = Arc::clone(&self.config);
-        for (name, changed) in fixed(&old, &config) {
-            if changed {
-                tracing::warn!("{name} was changed: that takes effect when the agent is started again");
-            }
-        }
-        let config = Arc::new(config);
-        if (&config.targets, &config.exclude) != (&old.targets, &old.exclude)
-            && let Err(error) = self.tracer.follow_orders(orders(&config))
-        {
-            tracing::error!(error = format!("{error:#}"), "the new targets cannot be followed");
-        }
-        if config.auto != old.auto {
-            if let Some(mut watch) = self.watch.take() {
-                watch.end(&mut self.tracer);
-            }
-            self.watch = watch(&config);
-        }
-        if config.snapshots != old.snapshots {
-            self.schedule.set(config.snapshots.clone(), clock::wall_ns());
-        }
-        self.webhook.set(&config.alerts);
-        (self.set_level)(&config.log.level);
-        self.tracer.select(selection(&config, false));
-        self.shared.set_config(Arc::clone(&config));
-        self.config = config;
     }
 
     /// The last summary, as a file where files are kept.
@@ -612,79 +286,4 @@ impl Service {
         }
         self.writer.finish();
     }
-}
-
-/// What only a start can change.
-fn fixed(old: &Config, new: &Config) -> [(&'static str, bool); 11] {
-    [
-        ("trace.mode", old.trace.mode != new.trace.mode),
-        ("trace.sample_interval", old.trace.sample_interval != new.trace.sample_interval),
-        ("trace.follow", old.trace.follow != new.trace.follow),
-        ("trace.max_blocks", old.trace.max_blocks != new.trace.max_blocks),
-        ("trace.max_sites", old.trace.max_sites != new.trace.max_sites),
-        ("trace.debug_dirs", old.trace.debug_dirs != new.trace.debug_dirs),
-        ("trace.debuginfod", old.trace.debuginfod != new.trace.debuginfod),
-        ("trace.max_overhead", old.trace.max_overhead != new.trace.max_overhead),
-        (
-            "http.enabled or http.listen",
-            (old.http.enabled, &old.http.listen) != (new.http.enabled, &new.http.listen),
-        ),
-        ("log.format", old.log.format != new.log.format),
-        ("limits.targets above the number at the start", new.limits.targets > old.limits.targets),
-    ]
-}
-
-fn trace_options(config: &Config) -> Result<TraceOptions> {
-    let trace = &config.trace;
-    Ok(TraceOptions {
-        follow: trace.follow,
-        sample_interval_bytes: match trace.mode {
-            ModeName::Exact | ModeName::Growth => 0,
-            ModeName::Sampled => trace.sample_interval.0,
-        },
-        growth_only: trace.mode == ModeName::Growth,
-        governor: trace.governor(),
-        max_blocks: u32::try_from(trace.max_blocks.0)?,
-        sizes: Sizes {
-            // Room for the children of targets, and for tables that are kept for them.
-            targets: u32::try_from(config.limits.targets.0)?.saturating_mul(2),
-            sites: u32::try_from(trace.max_sites.0)?,
-            ..Sizes::default()
-        },
-        debug_dirs: trace.debug_dirs.clone(),
-        debuginfod_urls: trace.debuginfod.clone(),
-        ..TraceOptions::default()
-    })
-}
-
-fn most_targets(config: &Config) -> usize {
-    usize::try_from(config.limits.targets.0).unwrap_or(usize::MAX)
-}
-
-fn orders(config: &Config) -> Orders {
-    Orders {
-        selectors: config.targets.clone(),
-        exclude: config.exclude.clone(),
-        max_targets: most_targets(config),
-    }
-}
-
-fn watch(config: &Config) -> Option<Watch> {
-    let is_wanted = !config.auto.watch.is_empty();
-    is_wanted.then(|| {
-        let meant = Meant::new(config.auto.orders());
-        Watch::new(Watched::Meant(Box::new(meant)), config.auto.options())
-    })
-}
-
-fn selection(config: &Config, whole: bool) -> Selection {
-    let top = if whole { 0 } else { usize::try_from(config.trace.top.0).unwrap_or(usize::MAX) };
-    Selection { order: Order::Bytes, top, ..Selection::default() }
-}
-
-fn open_store(config: &Config) -> Result<Option<Store>> {
-    let Some(folder) = &config.snapshots.directory else { return Ok(None) };
-    Store::open(folder)
-        .map(Some)
-        .with_context(|| format!("snapshots.directory: {} cannot be used", folder.display()))
 }

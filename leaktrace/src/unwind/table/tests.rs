@@ -1,5 +1,9 @@
 use super::*;
-use crate::unwind::fixture::{AT_ENTRY, Cfi, Fixture, TEXT};
+use crate::unwind::{
+    elf::Packing,
+    fixture::{AT_ENTRY, Cfi, Fixture, TEXT},
+    packed::pack,
+};
 use leaktrace_common::unwind::saved;
 use proptest::prelude::*;
 
@@ -216,13 +220,28 @@ fn debug_frame_fills_what_eh_frame_leaves_open() {
 }
 
 #[test]
-fn a_compressed_debug_frame_is_named_as_the_problem() {
+fn a_compressed_debug_frame_is_read_like_any_other() {
+    let mut debug = Cfi::new(true);
+    debug.fde(TEXT + 0x100, 0x10, &[0x0e, 48]);
+    for (packing, zstd) in [(Packing::Elf, false), (Packing::Elf, true), (Packing::Gnu, false)] {
+        let mut fixture = Fixture::new(&Cfi::default());
+        fixture.debug_frame = pack(&debug.bytes, packing, zstd);
+        fixture.packing = Some(packing);
+        let table = build(&fixture);
+        assert_eq!(at(&table, 0x100), Some((kind::REGISTER, 48)), "{packing:?} {zstd}");
+        assert_eq!((table.facts.debug_frame_fdes, table.facts.problem), (1, None));
+    }
+}
+
+#[test]
+fn a_compressed_debug_frame_that_cannot_be_unpacked_is_named_as_the_problem() {
     let mut fixture = Fixture::new(&Cfi::default());
     fixture.debug_frame = vec![1; 100];
-    fixture.is_compressed = true;
+    fixture.packing = Some(Packing::Elf);
     let table = build(&fixture);
     assert_eq!(table.pages, []);
-    assert_eq!(table.facts.problem.as_deref(), Some("its .debug_frame is compressed"));
+    let problem = table.facts.problem.unwrap();
+    assert!(problem.contains("its compressed .debug_frame is larger than is unpacked"), "{problem}");
 }
 
 #[test]
@@ -401,7 +420,7 @@ proptest! {
         if let Some(length) = length {
             file.truncate(length.index(file.len()));
         }
-        let limits = Limits { rows: 500, rules: 40, pages: 30, fdes: 50, section_bytes: 1 << 20 };
+        let limits = Limits { rows: 500, rules: 40, pages: 30, fdes: 50, section_bytes: 1 << 20, unpacked_bytes: 1 << 20 };
         if let Ok(table) = Table::read(Source::Bytes(&file), &Options { synthesize, prune, limits }) {
             check(&table, &limits)?;
         }

@@ -380,7 +380,7 @@ mod tests {
         SiteView {
             id: id.to_owned(),
             totals: Totals { outstanding_bytes, ..Totals::default() },
-            frames: vec![Frame { function: Some("f<\"x\">\n".to_owned()), ..Frame::default() }],
+            frames: vec![Frame { function: Some("f<\"x\">\n".to_owned()), ..Frame::default() }].into(),
             ..SiteView::default()
         }
     }

@@ -2,7 +2,8 @@
 use std::{collections::HashMap, rc::Rc, sync::Arc};
 
 use super::{
-    attachment::AllocatorCode, governor::Governor, meter::Meter, options::TraceOptions, tables::ProcessTables,
+    attachment::AllocatorCode, governor::Governor, meter::Meter, options::TraceOptions, stillness::Stillness,
+    tables::ProcessTables,
 };
 use crate::{
     attach::links::Links,
@@ -48,6 +49,8 @@ pub struct Tracked {
     pub space: Rc<AddressSpace>,
     /// Its anonymous memory.
     pub mappings: Mappings,
+    /// Whether it does anything.
+    pub stillness: Stillness,
     /// Its blocks as they were read last.
     pub blocks: KeptBlocks,
     /// Blocks found to be gone.

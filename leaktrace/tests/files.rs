@@ -51,7 +51,7 @@ fn site(id: &str, function: &str, bytes: u64, count: u64) -> SiteView {
         },
         oldest_age_ns: Some(9_870_000_000),
         lifetimes: vec![3, 7],
-        frames: vec![frame(function, 0x1040, 57), inlined, frame("main", 0x122, 9)],
+        frames: vec![frame(function, 0x1040, 57), inlined, frame("main", 0x122, 9)].into(),
         stack_end: "complete",
         ..SiteView::default()
     }
@@ -104,7 +104,8 @@ fn new() -> Snapshot {
             module_offset: Some(0x189a),
             reason: Some("the file is stripped"),
             ..Frame::default()
-        }],
+        }]
+        .into(),
         stack_end: "no_cfi",
         ..site("00000000000000dd", "", 65_536, 1)
     };

@@ -99,7 +99,8 @@ fn leak() -> SiteView {
                 reason: Some("the file is stripped"),
                 ..Frame::default()
             },
-        ],
+        ]
+        .into(),
         stack_end: "no_cfi",
         blocks: vec![
             BlockView { address: 0x55d0_c1f2_42a0, size_bytes: 3148, age_ns: 9_870_000_000 },
@@ -121,7 +122,7 @@ fn mapping() -> SiteView {
             ..Totals::default()
         },
         growth_bytes_per_second: Some(0.0),
-        frames: vec![frame("shop::open_log()", 0x9, None)],
+        frames: vec![frame("shop::open_log()", 0x9, None)].into(),
         stack_end: "complete",
         ..SiteView::default()
     }

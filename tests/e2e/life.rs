@@ -1,8 +1,9 @@
 //! Process life under `attach`: fork with both sides allocating, vfork, exec, posix_spawn, and the end of a target.
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use leaktrace_tests::{
     compile::{self, Build},
     leaktrace::Leaktrace,
+    report::Report,
     scenario::{Case, latest},
 };
 use std::path::PathBuf;
@@ -142,5 +143,40 @@ fn frees_of_blocks_from_before_are_counted_and_harmless() -> Result<()> {
         "{:?} unmatched frees instead of none",
         target.unmatched_frees
     );
+    Ok(())
+}
+
+/// What is shown of a target at rest is not read again: it must be the same, only older, and end with the next call.
+#[test]
+fn a_target_at_rest_grows_older_and_is_seen_to_go_on() -> Result<()> {
+    let case = Case::new(compile::fixture("rounds.c", Build::Gcc, &[])?);
+    let mut fixture = case.start(false)?;
+    let pid = fixture.pid();
+    let mut leaktrace = case.attach(&fixture)?;
+    for round in 0..3 {
+        let ledger = fixture.act()?;
+        let mut before = leaktrace
+            .until_settled("the report equals the ledger", |report| case.judge(&ledger, report, pid))?;
+        for _ in 0..20 {
+            let report = leaktrace.next_report()?.context("leaktrace has ended")?;
+            if let Err(wrong) = case.judge(&ledger, &report, pid) {
+                bail!("round {round}, at rest: {wrong}");
+            }
+            let sites = |report: &Report| report.target(pid).map(|target| target.sites.clone());
+            let then = sites(&before).context("no target")?;
+            let now = sites(&report).context("no target")?;
+            ensure!(then.iter().map(|site| &site.id).eq(now.iter().map(|site| &site.id)), "other sites");
+            ensure!(
+                then.iter().zip(&now).all(|(then, now)| match (then.oldest_age_ns, now.oldest_age_ns) {
+                    (Some(then), Some(now)) => then < now,
+                    (then, now) => then == now,
+                }),
+                "no older: {then:?} {now:?}"
+            );
+            before = report;
+        }
+    }
+    leaktrace.interrupt()?;
+    ensure!(fixture.release()?.success(), "the fixture did not survive");
     Ok(())
 }

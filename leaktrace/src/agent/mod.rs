@@ -21,6 +21,7 @@ pub mod orders;
 pub mod ptrace;
 pub mod service;
 pub mod session;
+mod stillness;
 pub mod tables;
 pub mod target;
 pub mod tracer;

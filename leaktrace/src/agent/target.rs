@@ -3,7 +3,7 @@ use std::{collections::HashMap, rc::Rc, sync::Arc};
 
 use super::{
     attachment::AllocatorCode, code::CodeOverTime, governor::Governor, meter::Meter, options::TraceOptions,
-    tables::ProcessTables,
+    stillness::Stillness, tables::ProcessTables,
 };
 use crate::{
     attach::links::Links,
@@ -48,6 +48,8 @@ pub struct Tracked {
     pub code: CodeOverTime,
     /// Its anonymous memory.
     pub mappings: Mappings,
+    /// Whether it does anything.
+    pub stillness: Stillness,
     /// Its blocks as they were read last.
     pub blocks: KeptBlocks,
     /// Blocks found to be gone.

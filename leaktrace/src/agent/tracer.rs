@@ -13,7 +13,7 @@ use aya::maps::{MapData, RingBuf};
 use leaktrace_common::{
     counter::Counter,
     event::{Call, Change, Life, MappingChange},
-    heap::{SiteKey, SiteTotals},
+    heap::SiteTotals,
     hook::slot_of_table,
     target::{NO_SLOT, Target, flags},
     unwind::{FRAME_ADDRESS, Stop},
@@ -27,6 +27,7 @@ use super::{
     functions::Functions,
     naming::{Naming, Unnamed},
     options::{TraceOptions, UnwindMode},
+    stillness::Stillness,
     tables::Tables,
     target::{Care, KeptBlocks, OutOfMemory, Recording, Tracked},
     view,
@@ -65,6 +66,7 @@ use crate::{
 mod burial;
 pub mod held;
 mod standing;
+mod sums;
 
 /// linux/sched.h: the child shares its parent's memory.
 const CLONE_VM: u64 = 0x0000_0100;
@@ -421,6 +423,7 @@ impl Tracer {
             tables: self.tables.open(),
             code: CodeOverTime::default(),
             mappings: mappings.listing(range),
+            stillness: Stillness::default(),
             blocks: KeptBlocks::default(),
             corrections: Corrections::default(),
             history: History::default(),
@@ -1045,13 +1048,7 @@ impl Tracer {
         self.drain();
         self.make_up_for_losses();
         self.bury();
-        let mut heap: HashMap<ImageKey, Vec<(u64, SiteTotals)>> = HashMap::new();
-        let drained = self.maps.for_each_site(|key: SiteKey, totals| {
-            heap.entry(ImageKey::from(key)).or_default().push((key.stack, totals));
-        });
-        if let Err(error) = drained {
-            tracing::warn!(%error, "reading the site table");
-        }
+        let mut sums = self.read_sums(last);
         while self.drain_batch() == BATCH {}
         self.finish_copies();
         if last {
@@ -1062,9 +1059,11 @@ impl Tracer {
         let mut tally = self.tally_of_gone;
         let mut targets = std::mem::take(&mut self.targets);
         for (pid, target) in &mut targets {
-            let totals = heap.remove(&target.image).unwrap_or_default();
-            views.push(self.view_with(target, &totals));
-            tally.merge(&self.maps.tally(*pid));
+            // One that was made a target only now was not counted.
+            let of_target = sums.tallies.remove(pid).unwrap_or_else(|| self.maps.tally(*pid));
+            let heap = sums.heap_of(target.image);
+            views.push(self.view_with(target, heap, &of_target));
+            tally.merge(&of_target);
         }
         if last {
             tracing::debug!(
@@ -1140,20 +1139,26 @@ impl Tracer {
     }
 
     fn view_of(&mut self, target: &mut Tracked) -> TargetView {
-        let mut heap = Vec::new();
-        let image = target.image;
-        let _ = self.maps.for_each_site(|key: SiteKey, totals| {
-            if ImageKey::from(key) == image {
-                heap.push((key.stack, totals));
-            }
-        });
-        self.view_with(target, &heap)
+        let tally = self.maps.tally(target.pid());
+        let heap = view::heap_of(target.image, &self.maps).unwrap_or_default();
+        self.view_with(target, Some(heap), &tally)
     }
 
-    fn view_with(&mut self, target: &mut Tracked, heap: &[(u64, SiteTotals)]) -> TargetView {
+    fn view_with(
+        &mut self,
+        target: &mut Tracked,
+        heap: Option<Vec<(u64, SiteTotals)>>,
+        tally: &Tally,
+    ) -> TargetView {
         target.container = target.container.as_ref().map(|known| self.standing.containers.latest(known));
-        let filtered = self.options.min_size_bytes > 0 || self.options.max_size_bytes < u64::MAX;
-        view::target_view(target, heap, &self.maps, &self.stacks, &self.functions, &self.selection, filtered)
+        let sources = view::Sources {
+            maps: &self.maps,
+            stacks: &self.stacks,
+            functions: &self.functions,
+            selection: &self.selection,
+            has_size_filter: self.options.min_size_bytes > 0 || self.options.max_size_bytes < u64::MAX,
+        };
+        view::target_view(target, heap, tally, &sources)
     }
 }
 

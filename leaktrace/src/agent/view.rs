@@ -7,12 +7,14 @@ use leaktrace_common::{
 use std::{
     collections::BTreeMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    io,
     rc::Rc,
 };
 
 use super::{
     clock,
     functions::Functions,
+    stillness::Circumstances,
     target::{Recording, Tracked},
 };
 use crate::{
@@ -26,54 +28,82 @@ use crate::{
         blocks::Blocks,
         memory::{MemoryPoint, MemoryView},
         overhead::OverheadView,
+        ranked::Shown,
         sites::{Input, Selection},
         snapshot::{ContainerView, Exited, TargetView},
-        stacks::Stacks,
+        stacks::{ImageKey, Stacks},
     },
 };
 
 /// A block younger than this may be freed while the table is being read: it is not taken for a missed free.
 const SETTLED_NS: u64 = 1_000_000_000;
 
-/// Builds the view of one target and adds to its history. `heap` are the image's totals by stack.
+/// What all views are made from.
+#[derive(Clone, Copy)]
+pub struct Sources<'a> {
+    /// What the kernel recorded.
+    pub maps: &'a Maps,
+    /// Call stacks.
+    pub stacks: &'a Stacks,
+    /// Functions by what blocks call them.
+    pub functions: &'a Functions,
+    /// What of a target is shown.
+    pub selection: &'a Selection,
+    /// Whether allocations of some sizes alone are recorded.
+    pub has_size_filter: bool,
+}
+
+/// What user space knows that decides what is shown of a target.
+pub fn circumstances(target: &Tracked, stacks: &Stacks, selection: &Selection) -> Circumstances {
+    Circumstances {
+        image: target.image,
+        selection: *selection,
+        stacks: stacks.version(target.image),
+        mappings: target.mappings.version(),
+        corrections: target.corrections.count(),
+        widest_interval_bytes: target.care.widest_interval_bytes,
+        unverified_before_ns: target.care.unverified_before_ns,
+        first_ns: target.history.first_ns(),
+    }
+}
+
+/// The totals of a process image's sites, by stack.
+///
+/// # Errors
+/// The system call's error.
+pub fn heap_of(image: ImageKey, maps: &Maps) -> io::Result<Vec<(u64, SiteTotals)>> {
+    let mut heap = Vec::new();
+    maps.for_each_site(|key, totals| {
+        if ImageKey::from(key) == image {
+            heap.push((key.stack, totals));
+        }
+    })?;
+    Ok(heap)
+}
+
+/// Builds the view of one target and adds to its history. `heap` are the image's totals by stack, where they were read;
+/// `tally` its counters, read before them.
 pub fn target_view(
     target: &mut Tracked,
-    heap: &[(u64, SiteTotals)],
-    maps: &Maps,
-    stacks: &Stacks,
-    functions: &Functions,
-    selection: &Selection,
-    has_size_filter: bool,
+    heap: Option<Vec<(u64, SiteTotals)>>,
+    tally: &Tally,
+    sources: &Sources<'_>,
 ) -> TargetView {
     let now_ns = clock::boot_ns();
-    let tally = maps.tally(target.pid());
-    let signature = signature(heap, &tally, target);
-    let blocks = target.blocks.get(signature).unwrap_or_else(|| {
-        let (blocks, is_doubtful) = drain_blocks(target, maps, functions);
-        let blocks = Rc::new(blocks);
-        if !is_doubtful {
-            target.blocks.keep(signature, &blocks);
-        }
-        blocks
-    });
     let is_running = target.exited.is_none();
     let facts = if is_running { process::inspect(target.pid()).ok() } else { None };
-    let input = Input {
-        image: target.image,
-        now_ns,
-        heap,
-        corrections: &target.corrections,
-        blocks: Some(&blocks),
-        unverified_before_ns: target.care.unverified_before_ns,
-        mappings: Some(&target.mappings),
-        stacks,
+    let shown = match heap {
+        Some(heap) => read_sites(target, &heap, tally, now_ns, sources),
+        None => repeat_sites(target, now_ns, sources).unwrap_or_else(|| {
+            let heap = heap_of(target.image, sources.maps).unwrap_or_else(|error| {
+                tracing::warn!(%error, "reading the site table");
+                target.stillness.forget();
+                Vec::new()
+            });
+            read_sites(target, &heap, tally, now_ns, sources)
+        }),
     };
-    let life = match target.exited {
-        None => analyse::Life::Running,
-        Some(Exited { signal: None, .. }) => analyse::Life::Ended,
-        Some(_) => analyse::Life::CutShort,
-    };
-    let shown = analyse::summarise(&input, &mut target.history, selection, life);
+    let has_size_filter = sources.has_size_filter;
     let since_before = |counter| tally.of(counter).saturating_sub(target.tally_before.of(counter));
     let mut view = TargetView {
         pid: target.pid(),
@@ -94,7 +124,7 @@ pub fn target_view(
         rss_bytes: facts
             .map(|facts| facts.rss_bytes)
             .or_else(|| target.oom.and_then(|at_death| at_death.rss_bytes)),
-        losses: losses(&tally, &target.tally_before, target),
+        losses: losses(tally, &target.tally_before, target),
         mappings: target.mappings.totals(),
         memory: if is_running { memory_view(target, now_ns) } else { None },
         overhead: overhead_view(target, now_ns),
@@ -102,6 +132,72 @@ pub fn target_view(
     };
     view.fill(shown);
     view
+}
+
+/// What is shown of a target's sites by what the kernel holds of them now.
+fn read_sites(
+    target: &mut Tracked,
+    heap: &[(u64, SiteTotals)],
+    tally: &Tally,
+    now_ns: u64,
+    sources: &Sources<'_>,
+) -> Shown {
+    let Sources { maps, stacks, functions, selection, .. } = *sources;
+    let signature = signature(heap, tally, target);
+    let mut is_settled = true;
+    let blocks = target.blocks.get(signature).unwrap_or_else(|| {
+        let (blocks, is_doubtful) = drain_blocks(target, maps, functions);
+        let blocks = Rc::new(blocks);
+        if !is_doubtful {
+            target.blocks.keep(signature, &blocks);
+        }
+        is_settled = !is_doubtful;
+        blocks
+    });
+    let input = Input {
+        image: target.image,
+        now_ns,
+        heap,
+        corrections: &target.corrections,
+        blocks: Some(&blocks),
+        unverified_before_ns: target.care.unverified_before_ns,
+        mappings: Some(&target.mappings),
+        stacks,
+    };
+    let ranked = analyse::rank(&input, &mut target.history, selection);
+    let shown = analyse::show(&ranked, &input, &target.history, selection, life(target));
+    if is_settled && target.exited.is_none() {
+        let circumstances = circumstances(target, stacks, selection);
+        target.stillness.keep(ranked, circumstances);
+    }
+    shown
+}
+
+/// The same without reading them, if nothing has changed.
+fn repeat_sites(target: &mut Tracked, now_ns: u64, sources: &Sources<'_>) -> Option<Shown> {
+    let Sources { stacks, selection, .. } = *sources;
+    let circumstances = circumstances(target, stacks, selection);
+    let life = life(target);
+    let ranked = target.stillness.kept(&circumstances)?;
+    let input = Input {
+        image: target.image,
+        now_ns,
+        heap: &[],
+        corrections: &target.corrections,
+        blocks: None,
+        unverified_before_ns: target.care.unverified_before_ns,
+        mappings: Some(&target.mappings),
+        stacks,
+    };
+    Some(analyse::repeat(ranked, &input, &mut target.history, selection, life))
+}
+
+fn life(target: &Tracked) -> analyse::Life {
+    match target.exited {
+        None => analyse::Life::Running,
+        Some(Exited { signal: None, .. }) => analyse::Life::Ended,
+        Some(_) => analyse::Life::CutShort,
+    }
 }
 
 /// A number that changes when a block comes or goes.

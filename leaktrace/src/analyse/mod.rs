@@ -3,9 +3,12 @@
 //!
 //! Rules prefer silence: a site that is stable, that grew only while the program warmed up, that is freed as fast
 //! as it is filled, or that belongs to the C or C++ runtime itself, yields nothing.
+use std::sync::Arc;
+
 use crate::model::{
     history::{History, Point},
-    sites::{Input, Selection, Shown, Site, collect, show},
+    ranked::{Ranked, Shown},
+    sites::{Input, Selection, Site, collect},
     snapshot::{Finding, Frame},
 };
 
@@ -26,8 +29,14 @@ pub enum Life {
     CutShort,
 }
 
-/// One summary of a process image: its sites are collected, added to the history, judged, ordered and cut.
+/// One summary of a process image: its sites are collected, added to the history, ordered, cut and judged.
 pub fn summarise(input: &Input<'_>, history: &mut History, selection: &Selection, life: Life) -> Shown {
+    let ranked = rank(input, history, selection);
+    show(&ranked, input, history, selection, life)
+}
+
+/// Collects the sites of a process image, adds them to the history, orders and cuts them.
+pub fn rank(input: &Input<'_>, history: &mut History, selection: &Selection) -> Ranked {
     let mut sites = collect(input, history, selection.older_ns);
     let mut loader_bytes = 0;
     sites.retain(|site| {
@@ -38,24 +47,47 @@ pub fn summarise(input: &Input<'_>, history: &mut History, selection: &Selection
         !is_loaders
     });
     history.record(input.now_ns, sites.iter().map(|site| (site.id, site.point(input.now_ns))));
-    for site in &mut sites {
+    Ranked::of(sites, loader_bytes, input, selection)
+}
+
+/// One more summary of a process image of which nothing has changed since `ranked`: the same as reading all of it again.
+pub fn repeat(
+    ranked: &mut Ranked,
+    input: &Input<'_>,
+    history: &mut History,
+    selection: &Selection,
+    life: Life,
+) -> Shown {
+    history.hold(input.now_ns);
+    ranked.age(input.now_ns);
+    show(ranked, input, history, selection, life)
+}
+
+/// Judges the sites that are shown and fills in what is shown of them.
+pub fn show(
+    ranked: &Ranked,
+    input: &Input<'_>,
+    history: &History,
+    selection: &Selection,
+    life: Life,
+) -> Shown {
+    ranked.show(input, selection, |site, frames| {
         if site.is_break(input) {
-            continue;
+            return None;
         }
         let verified = site.verified(input);
         let judged = verified.as_ref().unwrap_or(site);
-        site.finding = judge(judged, history.points(site.id), life, || site.frames(input));
-    }
-    Shown { loader_bytes, ..show(sites, input, selection) }
+        judge(judged, &history.points(site.id), life, || Arc::clone(frames))
+    })
 }
 
 /// Judges a site. `points` are its earlier summaries and, last, the present one; `frames` is called only for a
 /// site that would yield a finding.
-pub fn judge(
+pub fn judge<F: AsRef<[Frame]>>(
     site: &Site,
     points: &[Point],
     life: Life,
-    frames: impl FnOnce() -> Vec<Frame>,
+    frames: impl FnOnce() -> F,
 ) -> Option<Finding> {
     if site.totals.outstanding_count == 0 {
         return None;
@@ -64,7 +96,7 @@ pub fn judge(
         Life::Ended => Some(held_at_exit::judge(site, points)),
         Life::Running | Life::CutShort => steady_growth::judge(site, points),
     }?;
-    if runtime::is_own(site, &frames()) { None } else { Some(finding) }
+    if runtime::is_own(site, frames().as_ref()) { None } else { Some(finding) }
 }
 
 #[cfg(test)]

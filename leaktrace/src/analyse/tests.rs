@@ -1,13 +1,17 @@
 //! Each kind of site, leaking and clean.
-use leaktrace_common::heap::LIFETIME_BUCKETS;
+use leaktrace_common::heap::{Block, LIFETIME_BUCKETS, SiteTotals};
 
 use super::*;
 use crate::model::{
+    blocks::Blocks,
     site_id::SiteId,
+    sites::Corrections,
     snapshot::{Confidence, SiteKind, Totals},
+    stacks::{ImageKey, Stacks},
 };
 
 const SECOND: u64 = 1_000_000_000;
+const BLOCK: Block = Block { size_bytes: 0, born_ns: 0, stack: 0, threshold: 0, generation: 0, function: 0 };
 
 /// One point a second: (outstanding blocks, blocks allocated so far), 100 bytes each.
 fn series(values: &[(u64, u64)]) -> Vec<Point> {
@@ -39,7 +43,6 @@ fn site(points: &[Point]) -> Site {
         oldest_age_ns: Some(last.time_ns),
         lifetimes: [0; LIFETIME_BUCKETS],
         stack_end: "complete",
-        finding: None,
         stacks: Vec::new(),
     }
 }
@@ -152,16 +155,9 @@ fn what_the_runtimes_keep_for_themselves_is_no_finding() {
     assert!(ended(rust).is_some(), "main's caller is in every Rust stack");
 }
 
-#[test]
-fn a_summary_brings_growth_findings_and_order_together() {
-    use crate::model::{
-        sites::Corrections,
-        stacks::{ImageKey, Stacks},
-    };
-    use leaktrace_common::heap::SiteTotals;
-    let image = ImageKey { tgid: 1, generation: 0 };
+fn stacks_of(image: ImageKey, hashes: impl IntoIterator<Item = u64>) -> Stacks {
     let mut stacks = Stacks::default();
-    for stack in [1, 2] {
+    for stack in hashes {
         stacks.insert(image, stack, &[stack], "complete", |address| {
             vec![Frame {
                 function: Some(format!("f{address}")),
@@ -170,6 +166,76 @@ fn a_summary_brings_growth_findings_and_order_together() {
             }]
         });
     }
+    stacks
+}
+
+/// Three sites that grow, one of them from the middle on, until all of them stand still.
+#[test]
+fn a_summary_that_is_repeated_is_the_one_that_would_be_read() {
+    const GROWING_SECONDS: u64 = 20;
+    let image = ImageKey { tgid: 1, generation: 0 };
+    let stacks = stacks_of(image, 1..=4);
+    let mut corrections = Corrections::default();
+    corrections.add(1, 100, 1);
+    let mut blocks = Blocks::default();
+    let mut heap = vec![(4, SiteTotals { allocated_bytes: 9, allocated_count: 1, ..SiteTotals::ZERO })];
+    for stack in 1..=3 {
+        heap.push((stack, SiteTotals::ZERO));
+    }
+    let selection = Selection { top: 3, ..Selection::default() };
+    let (mut read, mut repeated) = (History::default(), History::default());
+    let mut kept = None;
+    let mut confidences = Vec::new();
+    for second in 1..=200 {
+        for (stack, totals) in heap.iter_mut().filter(|(stack, _)| *stack < 4) {
+            let begins = if *stack == 3 { GROWING_SECONDS / 2 } else { 0 };
+            if (begins..GROWING_SECONDS).contains(&second) {
+                totals.allocated_bytes += 100 * *stack;
+                totals.allocated_count += 1;
+                let born_ns = second * SECOND - 5;
+                let block = Block { size_bytes: 100 * *stack, born_ns, stack: *stack, ..BLOCK };
+                blocks.push(second << 16 | *stack << 12, &block, 0);
+            }
+        }
+        let now_ns = second * SECOND + second % 7;
+        let unverified_before_ns = if second > 3 { 3 * SECOND } else { 0 };
+        let input = Input {
+            image,
+            now_ns,
+            heap: &heap,
+            corrections: &corrections,
+            blocks: Some(&blocks),
+            unverified_before_ns,
+            mappings: None,
+            stacks: &stacks,
+        };
+        let expected = summarise(&input, &mut read, &selection, Life::Running);
+        let shown = match &mut kept {
+            Some(ranked) => {
+                let input = Input { heap: &[], blocks: None, ..input };
+                repeat(ranked, &input, &mut repeated, &selection, Life::Running)
+            }
+            None => {
+                let ranked = rank(&input, &mut repeated, &selection);
+                let shown = show(&ranked, &input, &repeated, &selection, Life::Running);
+                assert_eq!(ranked.is_still(), second >= GROWING_SECONDS);
+                kept = Some(ranked).filter(Ranked::is_still);
+                shown
+            }
+        };
+        assert_eq!(shown, expected, "second {second}");
+        confidences.push(shown.sites[0].finding.as_ref().map(|finding| finding.confidence));
+    }
+    assert!(kept.is_some());
+    assert_eq!(confidences[18], Some(Confidence::High), "it grew");
+    assert_eq!(confidences[22], Some(Confidence::High), "it has only just stopped");
+    assert_eq!(confidences[199], None, "it stopped long ago");
+}
+
+#[test]
+fn a_summary_brings_growth_findings_and_order_together() {
+    let image = ImageKey { tgid: 1, generation: 0 };
+    let stacks = stacks_of(image, 1..=2);
     let corrections = Corrections::default();
     let mut history = History::default();
     let mut last = Shown::default();
@@ -189,7 +255,7 @@ fn a_summary_brings_growth_findings_and_order_together() {
         };
         last = summarise(&input, &mut history, &Selection::default(), Life::Running);
     }
-    assert_eq!(last.growth_bytes_per_second, Some(1000.0));
+    assert_eq!(last.sums.growth_bytes_per_second, Some(1000.0));
     assert!(last.sites[0].finding.is_none() && last.sites[0].totals.outstanding_count == 9);
     assert_eq!(last.sites[1].finding.as_ref().map(|finding| finding.confidence), Some(Confidence::High));
 }

@@ -1,6 +1,7 @@
 //! A snapshot put into another order and cut to its first sites, for showing what is kept whole in a file.
 use super::{
-    sites::{Order, Rank, compare_ranks},
+    ranked::{Rank, compare_ranks},
+    sites::Order,
     snapshot::{SiteView, Snapshot},
 };
 

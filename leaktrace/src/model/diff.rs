@@ -1,6 +1,9 @@
 //! What changed between two snapshots, site by site. Sites are matched by their ids alone, so that a restart, other
 //! pids and several processes of one program do not matter: the sites of all processes with one id are one row.
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use super::snapshot::{Finding, Frame, Mode, SiteKind, SiteView, Snapshot, TargetView, Totals, WallNs};
 
@@ -50,7 +53,7 @@ pub struct Row {
     /// The surest verdict of the newer snapshot.
     pub finding: Option<Finding>,
     /// Its stack, from the newer snapshot where it is in that.
-    pub frames: Vec<Frame>,
+    pub frames: Arc<[Frame]>,
     /// Why the stack ends where it does.
     pub stack_end: &'static str,
 }
@@ -121,7 +124,7 @@ pub fn diff(old: &Snapshot, new: &Snapshot) -> Diff {
             row.finding.clone_from(&site.finding);
         }
         if row.frames.is_empty() || row.frames.iter().all(|frame| frame.function.is_none()) {
-            row.frames.clone_from(&site.frames);
+            row.frames = Arc::clone(&site.frames);
             row.stack_end = site.stack_end;
         }
     }
@@ -145,7 +148,7 @@ fn row<'r, 's>(rows: &'r mut HashMap<(&'s str, SiteKind), Row>, site: &'s SiteVi
         new: Totals::default(),
         processes: BTreeMap::new(),
         finding: None,
-        frames: site.frames.clone(),
+        frames: Arc::clone(&site.frames),
         stack_end: site.stack_end,
     })
 }

@@ -108,6 +108,7 @@ pub struct Mappings {
     sizes: Option<RangeInclusive<u64>>,
     lists_break: bool,
     break_stacks: HashSet<u64>,
+    version: u64,
 }
 
 impl Mappings {
@@ -142,6 +143,7 @@ impl Mappings {
         const KINDS: [Change; 6] =
             [Change::Map, Change::Unmap, Change::UnmapFailed, Change::Remap, Change::Remapped, Change::Break];
         let Some(change) = KINDS.into_iter().find(|change| *change as u32 == record.change) else { return };
+        self.version += 1;
         match change {
             Change::Map => self.map(record),
             Change::Unmap => self.leave(record, record.address, record.length_bytes),
@@ -184,6 +186,11 @@ impl Mappings {
             stack_bytes: bytes(Class::ThreadStack),
             break_bytes: self.first_break.map_or(0, |first| self.current_break.saturating_sub(first)),
         }
+    }
+
+    /// A number that changes with every record.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// Mappings that were not remembered because there were too many: a loss.

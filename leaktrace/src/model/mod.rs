@@ -1,7 +1,7 @@
 //! What is known about the traced processes, as values: no file is opened and no clock is read here.
 //!
 //! Decoded kernel records go into [`mappings`], [`stacks`] and [`blocks`]; [`sites`] joins them with the kernel's
-//! totals and with the [`history`] into what a [`snapshot`] shows of one process.
+//! totals and with the [`history`], [`ranked`] puts them in order for what a [`snapshot`] shows of one process.
 
 pub mod blocks;
 pub mod cut;
@@ -15,6 +15,7 @@ pub mod mappings;
 pub mod memory;
 pub mod overhead;
 pub mod quantity;
+pub mod ranked;
 pub mod series;
 pub mod service;
 pub mod site_id;

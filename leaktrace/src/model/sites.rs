@@ -1,8 +1,8 @@
-//! From kernel totals, live blocks and mappings to the ordered list of a target's sites.
+//! From kernel totals, live blocks and mappings to a target's sites.
 //!
-//! Two stacks with the same [`SiteId`] (a library loaded twice, say) are one site. Judging sites is left to
-//! `analyse`, which also runs the steps in their order; everything here is a pure function of its arguments.
-use std::collections::{BTreeMap, HashMap};
+//! Two stacks with the same [`SiteId`] (a library loaded twice, say) are one site. Putting them in order is left to
+//! `ranked`, judging them to `analyse`, which also runs the steps in their order; everything here is a pure function of its arguments.
+use std::collections::HashMap;
 
 use leaktrace_common::heap::{LIFETIME_BUCKETS, SiteTotals};
 
@@ -12,7 +12,7 @@ use super::{
     history::{History, Point},
     mappings::Mappings,
     site_id::{SiteId, base_name},
-    snapshot::{BlockView, Finding, Frame, SiteKind, SiteView, TargetView, Totals},
+    snapshot::{Frame, SiteKind, Totals},
     stacks::{ImageKey, Stacks},
 };
 
@@ -109,8 +109,6 @@ pub struct Site {
     pub lifetimes: [u32; LIFETIME_BUCKETS],
     /// Why the stack ends where it does.
     pub stack_end: &'static str,
-    /// The verdict.
-    pub finding: Option<Finding>,
     pub(crate) stacks: Vec<u64>,
 }
 
@@ -298,7 +296,6 @@ fn add(
         oldest_age_ns: None,
         lifetimes: [0; LIFETIME_BUCKETS],
         stack_end: view.end,
-        finding: None,
         stacks: Vec::new(),
     });
     let (freed_bytes, freed_count) = (totals.freed_bytes + corrected.0, totals.freed_count + corrected.1);
@@ -332,146 +329,6 @@ fn add(
         .map(|blocks| input.now_ns.saturating_sub(blocks.oldest_born_ns));
     site.oldest_age_ns = site.oldest_age_ns.max(age_ns);
     site.stacks.push(stack);
-}
-
-/// What a target shows of its sites.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Shown {
-    /// In order, cut, with frames.
-    pub sites: Vec<SiteView>,
-    /// Sums over all heap sites.
-    pub totals: Totals,
-    /// Change of the outstanding bytes of all sites since the previous summary, per second.
-    pub growth_bytes_per_second: Option<f64>,
-    /// How many sites were cut.
-    pub sites_cut: u64,
-    /// What the cut sites hold, of both kinds.
-    pub cut_totals: Totals,
-    /// Why stacks end, over all sites.
-    pub stack_ends: BTreeMap<String, u64>,
-    /// Bytes that the dynamic linker mapped: not listed as sites.
-    pub loader_bytes: u64,
-}
-
-impl TargetView {
-    /// Puts sites and sums into the view.
-    pub fn fill(&mut self, shown: Shown) {
-        self.sites = shown.sites;
-        self.totals = shown.totals;
-        self.growth_bytes_per_second = shown.growth_bytes_per_second;
-        self.sites_cut = shown.sites_cut;
-        self.cut_totals = shown.cut_totals;
-        self.stack_ends = shown.stack_ends;
-        self.mappings.program_bytes = self.mappings.program_bytes.saturating_sub(shown.loader_bytes);
-    }
-}
-
-/// Orders, cuts and fills in the frames and single blocks of what is left.
-pub fn show(mut sites: Vec<Site>, input: &Input<'_>, selection: &Selection) -> Shown {
-    let mut shown = Shown::default();
-    // A process without a sampled block still may hold some: its sums are estimates, too.
-    shown.totals.sampled = input.blocks.and_then(Blocks::sample_interval_bytes).map(Moments::new);
-    for site in &sites {
-        *shown.stack_ends.entry(site.stack_end.to_owned()).or_default() += 1;
-        if site.kind == SiteKind::Heap {
-            shown.totals.add(&site.totals);
-        }
-        if let Some(growth) = site.growth_bytes_per_second {
-            *shown.growth_bytes_per_second.get_or_insert(0.0) += growth;
-        }
-    }
-    sites.sort_by(|a, b| compare(a, b, selection.order));
-    let kept = if selection.top == 0 { sites.len() } else { selection.top.min(sites.len()) };
-    for site in sites.drain(kept..) {
-        shown.sites_cut += 1;
-        shown.cut_totals.add(&site.totals);
-    }
-    shown.totals.settle();
-    shown.cut_totals.settle();
-    let blocks = match input.blocks {
-        Some(blocks) if selection.blocks > 0 => blocks.of_sites(
-            sites.iter().flat_map(|site| site.stacks.iter().copied()),
-            input.now_ns,
-            selection.older_ns.unwrap_or(0),
-            selection.blocks,
-        ),
-        _ => HashMap::new(),
-    };
-    shown.sites = sites.into_iter().map(|site| view(site, input, selection, &blocks)).collect();
-    shown
-}
-
-fn view(
-    site: Site,
-    input: &Input<'_>,
-    selection: &Selection,
-    blocks: &HashMap<u64, Vec<BlockView>>,
-) -> SiteView {
-    let frames = site.frames(input);
-    let mut totals = site.totals;
-    totals.settle();
-    let mut own: Vec<BlockView> = match (site.kind, input.mappings) {
-        (SiteKind::Mapping, Some(mappings)) if selection.blocks > 0 => mappings
-            .live()
-            .filter(|mapping| site.stacks.contains(&mapping.stack))
-            .map(|mapping| BlockView {
-                address: mapping.address,
-                size_bytes: mapping.size_bytes,
-                age_ns: input.now_ns.saturating_sub(mapping.born_ns),
-            })
-            .filter(|block| block.age_ns >= selection.older_ns.unwrap_or(0))
-            .collect(),
-        _ => site.stacks.iter().filter_map(|stack| blocks.get(stack)).flatten().copied().collect(),
-    };
-    own.sort_unstable_by_key(|block| (std::cmp::Reverse(block.age_ns), block.address));
-    own.truncate(selection.blocks);
-    SiteView {
-        id: site.id.to_string(),
-        kind: site.kind,
-        totals,
-        growth_bytes_per_second: site.growth_bytes_per_second,
-        oldest_age_ns: site.oldest_age_ns,
-        lifetimes: site.lifetimes.to_vec(),
-        finding: site.finding,
-        frames,
-        stack_end: site.stack_end,
-        blocks: own,
-    }
-}
-
-/// By what sites are ordered.
-pub(super) struct Rank<'a> {
-    pub(super) totals: &'a Totals,
-    pub(super) growth_bytes_per_second: Option<f64>,
-    pub(super) oldest_age_ns: Option<u64>,
-}
-
-/// Descending by what was asked for, then by bytes; equal sites come in the order of their ids.
-fn compare(a: &Site, b: &Site, order: Order) -> std::cmp::Ordering {
-    fn rank(site: &Site) -> Rank<'_> {
-        Rank {
-            totals: &site.totals,
-            growth_bytes_per_second: site.growth_bytes_per_second,
-            oldest_age_ns: site.oldest_age_ns,
-        }
-    }
-    compare_ranks(&rank(a), &rank(b), order).then_with(|| a.id.cmp(&b.id))
-}
-
-/// Like [`compare`] without ids.
-pub(super) fn compare_ranks(a: &Rank<'_>, b: &Rank<'_>, order: Order) -> std::cmp::Ordering {
-    let growth = |rank: &Rank<'_>| rank.growth_bytes_per_second.unwrap_or(0.0);
-    let bytes = || b.totals.outstanding_bytes.cmp(&a.totals.outstanding_bytes);
-    let count = || b.totals.outstanding_count.cmp(&a.totals.outstanding_count);
-    match order {
-        Order::Bytes => bytes(),
-        Order::Count => count(),
-        Order::Growth => growth(b).total_cmp(&growth(a)),
-        Order::Age => b.oldest_age_ns.cmp(&a.oldest_age_ns),
-    }
-    .then_with(bytes)
-    .then_with(count)
-    .then_with(|| b.totals.allocated_bytes.cmp(&a.totals.allocated_bytes))
 }
 
 impl Totals {

@@ -1,5 +1,5 @@
 //! The immutable view of all targets at one time. Everything that is printed, written or served is made from it.
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     estimate::Moments,
@@ -237,8 +237,9 @@ pub struct SiteView {
     pub lifetimes: Vec<u32>,
     /// The verdict, where the analysis has one.
     pub finding: Option<Finding>,
-    /// From the allocation function's caller outwards; inlined frames before the frame they are inlined into.
-    pub frames: Vec<Frame>,
+    /// From the allocation function's caller outwards; inlined frames before the frame they are inlined into. The same
+    /// in the next snapshot, and then not copied.
+    pub frames: Arc<[Frame]>,
     /// Why the stack ends where it does: [`leaktrace_common::unwind::Stop::name`].
     pub stack_end: &'static str,
     /// Single live blocks, with `--show-allocs`.

@@ -45,6 +45,7 @@ pub struct StackView {
 
 #[derive(Debug, Default)]
 struct Image {
+    version: u64,
     addresses: HashMap<u64, Arc<[Frame]>>,
     stacks: HashMap<u64, Stack>,
 }
@@ -85,12 +86,14 @@ impl Stacks {
         let heap_id = site_id(SiteKind::Heap, all());
         let mapping_id = site_id(SiteKind::Mapping, all());
         image.stacks.insert(stack, Stack { frames, end, heap_id, mapping_id });
+        image.version += 1;
     }
 
     /// Drops a stack that was known only in part, for a longer one under the same hash.
     pub fn drop_stack(&mut self, image: ImageKey, stack: u64) {
         if let Some(known) = self.images.get_mut(&image) {
             known.stacks.remove(&stack);
+            known.version += 1;
         }
     }
 
@@ -105,6 +108,11 @@ impl Stacks {
     /// Drops a process image.
     pub fn forget(&mut self, image: ImageKey) {
         self.images.remove(&image);
+    }
+
+    /// A number that changes with the stacks that are known of a process image.
+    pub fn version(&self, image: ImageKey) -> u64 {
+        self.images.get(&image).map_or(0, |image| image.version)
     }
 
     /// Id and end of a stack.
@@ -161,6 +169,7 @@ mod tests {
             });
         }
         assert_eq!(asked, [1, 2, 3]);
+        assert_eq!(stacks.version(IMAGE), 2, "what was known is not news");
         assert_eq!(stacks.frames(IMAGE, 8)[0].function.as_deref(), Some("f3"));
         assert_eq!(stacks.len(), 2);
     }
@@ -169,7 +178,9 @@ mod tests {
     fn a_stack_is_completed_under_its_hash() {
         let mut stacks = Stacks::default();
         stacks.insert(IMAGE, 7, &[1, 2], "no_mapping", named);
+        let version = stacks.version(IMAGE);
         stacks.drop_stack(IMAGE, 7);
+        assert_ne!(stacks.version(IMAGE), version);
         stacks.insert(IMAGE, 7, &[1, 2, 3], "complete", named);
         assert_eq!(stacks.frames(IMAGE, 7).len(), 3);
         assert_eq!(stacks.view(IMAGE, 7, SiteKind::Heap).end, "complete");

@@ -143,7 +143,7 @@ mod tests {
             ..Frame::default()
         };
         let site = SiteView {
-            frames: vec![frame],
+            frames: vec![frame].into(),
             finding: Some(Finding {
                 confidence: Confidence::High,
                 evidence: "grew 1.0 MiB/s".to_owned(),

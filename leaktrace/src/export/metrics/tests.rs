@@ -6,7 +6,7 @@ fn site(id: &str, outstanding_bytes: u64) -> SiteView {
     SiteView {
         id: id.to_owned(),
         totals: Totals { outstanding_bytes, ..Totals::default() },
-        frames: vec![Frame { function: Some("f<\"x\">\n".to_owned()), ..Frame::default() }],
+        frames: vec![Frame { function: Some("f<\"x\">\n".to_owned()), ..Frame::default() }].into(),
         ..SiteView::default()
     }
 }

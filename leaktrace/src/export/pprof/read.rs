@@ -172,7 +172,7 @@ fn view(profile: &Profile, sample: &Sample, site: SiteDetails, frames: &mut Fram
         growth_bytes_per_second: site.growth_bytes_per_second,
         oldest_age_ns: site.oldest_age_ns,
         finding: site.finding(),
-        frames: frames.of(sample)?,
+        frames: frames.of(sample)?.into(),
         stack_end: stack_end(&site.stack_end),
         blocks: site.blocks(),
         lifetimes: site.lifetimes,

@@ -58,7 +58,7 @@ fn site(id: &str, frames: Vec<Frame>) -> SiteView {
             freed_count: 6,
             ..Totals::default()
         },
-        frames,
+        frames: frames.into(),
         stack_end: "complete",
         ..SiteView::default()
     }
@@ -291,7 +291,7 @@ fn sites() -> impl Strategy<Value = Vec<SiteView>> {
                 oldest_age_ns: age,
                 lifetimes,
                 finding,
-                frames,
+                frames: frames.into(),
                 stack_end: end,
                 blocks: blocks.into_iter().map(block).collect(),
             }

@@ -4,7 +4,10 @@ use std::time::Instant;
 use leaktrace_common::heap::Block;
 
 use super::*;
-use crate::model::snapshot::Frame;
+use crate::model::{
+    ranked::{Ranked, Shown},
+    snapshot::{BlockView, Frame},
+};
 
 const IMAGE: ImageKey = ImageKey { tgid: 9, generation: 0 };
 
@@ -51,7 +54,11 @@ fn run(
         mappings: None,
         stacks: &stacks,
     };
-    show(collect(&input, history, selection.older_ns), &input, &selection)
+    shown(collect(&input, history, selection.older_ns), &input, &selection)
+}
+
+fn shown(sites: Vec<Site>, input: &Input<'_>, selection: &Selection) -> Shown {
+    Ranked::of(sites, 0, input, selection).show(input, selection, |_, _| None)
 }
 
 fn names(shown: &Shown) -> Vec<&str> {
@@ -65,7 +72,7 @@ fn stacks_with_the_same_frames_are_one_site() {
     assert_eq!(names(&shown), ["three", "one"]);
     assert_eq!(shown.sites[0].totals.outstanding_bytes, 50);
     assert_eq!(shown.sites[0].totals.freed_count, 2);
-    assert_eq!(shown.totals.allocated_bytes, 117);
+    assert_eq!(shown.sums.totals.allocated_bytes, 117);
 }
 
 #[test]
@@ -73,8 +80,8 @@ fn the_cut_says_what_it_hides() {
     let heap = [(1, totals((10, 1), (0, 0))), (2, totals((30, 9), (0, 0))), (3, totals((20, 2), (0, 0)))];
     let shown = run(&heap, None, &History::default(), Selection { top: 1, ..Selection::default() });
     assert_eq!(names(&shown), ["two"]);
-    assert_eq!((shown.sites_cut, shown.cut_totals.outstanding_bytes), (2, 30));
-    assert_eq!(shown.stack_ends["complete"], 3);
+    assert_eq!((shown.sums.sites_cut, shown.sums.cut_totals.outstanding_bytes), (2, 30));
+    assert_eq!(shown.sums.stack_ends["complete"], 3);
     let by_count = Selection { order: Order::Count, ..Selection::default() };
     assert_eq!(names(&run(&heap, None, &History::default(), by_count)), ["two", "three", "one"]);
 }
@@ -102,7 +109,7 @@ fn only_old_blocks_count_when_asked() {
     let old = Selection { older_ns: Some(500), blocks: 8, ..Selection::default() };
     let shown = run(&heap, Some(&blocks), &History::default(), old);
     assert_eq!(names(&shown), ["one"]);
-    assert_eq!(shown.totals.outstanding_bytes, 10);
+    assert_eq!(shown.sums.totals.outstanding_bytes, 10);
     assert_eq!(shown.sites[0].blocks, [BlockView { address: 0x100, size_bytes: 10, age_ns: 999_999_900 }]);
     let all = run(
         &heap,
@@ -165,9 +172,9 @@ fn ten_thousand_sites_and_a_million_blocks_take_seconds_at_the_very_most() {
         stacks: &stacks,
     };
     let selection = Selection { top: 10, blocks: 5, ..Selection::default() };
-    let shown = show(collect(&input, &history, None), &input, &selection);
+    let shown = shown(collect(&input, &history, None), &input, &selection);
     let took = begun.elapsed();
     println!("1,000,000 blocks, 10,000 sites: {took:?}");
-    assert_eq!(shown.sites_cut, 9_990);
+    assert_eq!(shown.sums.sites_cut, 9_990);
     assert!(took.as_secs() < 10, "{took:?}");
 }

@@ -42,7 +42,8 @@ fn hostile_names_are_escaped_everywhere() {
     let target = TargetView {
         comm: evil.to_owned(),
         sites: vec![SiteView {
-            frames: vec![Frame { file: Some(evil.to_owned()), module: Some(evil.to_owned()), ..named(evil) }],
+            frames: vec![Frame { file: Some(evil.to_owned()), module: Some(evil.to_owned()), ..named(evil) }]
+                .into(),
             ..SiteView::default()
         }],
         ..TargetView::default()

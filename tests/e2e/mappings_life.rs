@@ -91,6 +91,11 @@ fn stacks_through_generated_code_are_whole() -> Result<()> {
 }
 
 #[test]
+fn generated_code_has_the_names_of_its_perf_map() -> Result<()> {
+    attached("named", &one("made_at_run_time"))
+}
+
+#[test]
 fn a_library_in_memory_without_a_file_has_tables_and_names() -> Result<()> {
     attached("memory", &one("leak_in_l3"))
 }

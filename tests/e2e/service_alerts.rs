@@ -114,8 +114,6 @@ fn the_time_to_a_memory_limit_is_an_alert_for_the_process_that_grows_and_not_for
 /// nothing can take longer.
 #[test]
 fn alerts_are_evaluated_within_5_s_and_delivered_within_30_s() -> Result<()> {
-    // For making the summary itself.
-    const WORK: SignedDuration = SignedDuration::from_millis(900);
     let (url, messages) = receiver(3)?;
     let more = format!(
         "[alerts]\nwebhook = \"{url}\"\n[alerts.outstanding]\nwarning = \"150000\"\ncritical = \"250000\""
@@ -137,7 +135,7 @@ fn alerts_are_evaluated_within_5_s_and_delivered_within_30_s() -> Result<()> {
         let evaluated: Timestamp = message["time"].as_str().context("no time")?.parse()?;
         ensure!(evaluated >= not_yet, "evaluated at {evaluated}, before {not_yet}");
         let after = evaluated.duration_since(reached);
-        ensure!(after <= SignedDuration::from_secs(5) + WORK, "evaluated after {after:#}: {message}");
+        ensure!(after <= SignedDuration::from_secs(5), "evaluated after {after:#}: {message}");
         let after = delivered.duration_since(reached);
         ensure!(after <= SignedDuration::from_secs(30), "delivered after {after:#}: {message}");
     }

@@ -1,7 +1,7 @@
 //! Tracepoints of the system calls that change mappings. What a call takes away leaves at its entry, because
 //! afterwards another thread may own the addresses; what it makes is seen at its exit. Arguments are read from
 //! the task's registers, which a system call leaves as they were (Linux ≥ 5.15).
-use aya_ebpf::{macros::tracepoint, programs::TracePointContext};
+use aya_ebpf::{EbpfContext as _, macros::tracepoint, programs::TracePointContext};
 use leaktrace_common::{
     counter::Counter,
     event::{Change, Header, Kind, MappingChange},
@@ -11,6 +11,7 @@ use leaktrace_common::{
 use crate::{
     count::count,
     maps::{EVENTS, PROCESS_MAPS, TARGETS},
+    probes::cookie,
     registers::Registers,
     sample, site,
     stack::{self, Start},
@@ -27,9 +28,18 @@ const PROT_EXEC: u64 = 4;
 /// linux/mman.h: not backed by a file.
 const MAP_ANONYMOUS: u32 = 0x20;
 
+/// The exits after which a stack may be taken: one program, because verifying the walker takes the kernel a fifth of a
+/// second each time. The cookie is the [`Change`].
 #[tracepoint]
-fn mmap_exit(context: TracePointContext) -> u32 {
-    change(&context, Change::Map);
+fn change_exit(context: TracePointContext) -> u32 {
+    const MAP: u64 = Change::Map as u64;
+    const REMAPPED: u64 = Change::Remapped as u64;
+    let kind = match cookie(context.as_ptr()) {
+        MAP => Change::Map,
+        REMAPPED => Change::Remapped,
+        _ => Change::Break,
+    };
+    change(&context, kind);
     0
 }
 
@@ -48,18 +58,6 @@ fn munmap_exit(context: TracePointContext) -> u32 {
 #[tracepoint]
 fn mremap_enter(context: TracePointContext) -> u32 {
     change(&context, Change::Remap);
-    0
-}
-
-#[tracepoint]
-fn mremap_exit(context: TracePointContext) -> u32 {
-    change(&context, Change::Remapped);
-    0
-}
-
-#[tracepoint]
-fn brk_exit(context: TracePointContext) -> u32 {
-    change(&context, Change::Break);
     0
 }
 

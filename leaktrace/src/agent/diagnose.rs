@@ -61,8 +61,8 @@ fn kernel_programs(checks: &[Check], kind: Option<LinkKind>) -> Check {
     };
     let began = Instant::now();
     let sizes = Sizes { targets: 1, sites: 64, stacks: 64, threads: 64, slabs: 1 };
-    let loaded =
-        KernelObject::load(&sizes, true, false).and_then(|kernel| Programs::load(&kernel, kind).map(drop));
+    let loaded = KernelObject::load(&sizes, true, false)
+        .and_then(|kernel| Programs::load_all(&kernel, kind).map(drop));
     match loaded {
         Ok(()) => Check {
             topic: TOPIC,

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use aya::maps::{MapData, RingBuf};
 use leaktrace_common::{
     counter::Counter,
@@ -149,7 +149,6 @@ impl Tracer {
         let mut kernel = KernelObject::load(&options.sizes, options.samples(), options.debug)?;
         let tracefs = Tracefs::find()?;
         let link = options.link.unwrap_or_else(LinkKind::best);
-        let programs = Programs::load(&kernel, link)?;
         let kills_filtered = preflight::may_kill_filtered(host.version())
             && selftest::return_probe_kills_filtered(link).unwrap_or(true);
         let maps = Maps::of(&kernel, options.max_blocks, options.samples())?;
@@ -157,8 +156,20 @@ impl Tracer {
         let is_bounded = options.governor.is_some() && !options.growth_only;
         let costs = if is_bounded { TrapCosts::measure(link) } else { TrapCosts::typical(link) };
         let mut notes = Vec::new();
-        let mut tracepoints = vec![Tracepoints::life(&kernel, &tracefs)?];
-        match Tracepoints::mappings(&kernel, &tracefs) {
+        // Verifying the programs is what takes the longest of all, so they are loaded side by side.
+        let (programs, life, mappings) = std::thread::scope(|scope| {
+            let mappings = scope.spawn(|| Tracepoints::mappings(&kernel, &tracefs));
+            let programs = Programs::load(&kernel, link);
+            let life = Tracepoints::life(&kernel, &tracefs);
+            (
+                programs,
+                life,
+                mappings.join().unwrap_or_else(|_| Err(anyhow!("loading their programs failed"))),
+            )
+        });
+        let programs = programs?;
+        let mut tracepoints = vec![life?];
+        match mappings {
             Ok(attached) => tracepoints.push(attached),
             Err(error) => notes.push(format!("mappings are not traced: {error:#}")),
         }
@@ -593,7 +604,7 @@ impl Tracer {
         let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
             return super::target::Attached::default();
         };
-        let (links, failures) = self.programs.attach(&path, pid, &part.probes);
+        let (links, failures) = self.programs.attach(&self.kernel, &path, pid, &part.probes);
         let code = part.code.clone();
         super::target::Attached { links, allocators: part.views(&failures), code }
     }

@@ -3,13 +3,14 @@
 //! Three link types serve the same hooks: session (one program at entry and return, Linux 6.13), multi (many
 //! offsets in one link, 6.6) and perf events (5.15). Which one a kernel has is tried, not read off its version.
 use std::{
+    cell::OnceCell,
     ffi::CStr,
     fs, io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     thread,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use leaktrace_common::hook::{Hook, Shape};
 
 use super::{
@@ -85,15 +86,16 @@ pub struct Probe {
     pub with_return: bool,
 }
 
-/// The loaded programs of one link type.
+/// The programs of one link type. Those that few allocators need are loaded when the first one does: verifying each takes
+/// the kernel a third of a second.
 pub struct Programs {
     kind: LinkKind,
     /// Session program, or the return half.
     at_return: OwnedFd,
-    entry: OwnedFd,
-    exit: OwnedFd,
     free: OwnedFd,
-    throw: OwnedFd,
+    entry: OnceCell<OwnedFd>,
+    exit: OnceCell<OwnedFd>,
+    throw: OnceCell<OwnedFd>,
     perf: Option<PerfPmu>,
 }
 
@@ -114,25 +116,41 @@ pub struct AttachFailure {
 }
 
 impl Programs {
-    /// Loads the programs for `kind`.
+    /// Loads the programs for `kind` that are always needed, side by side.
     ///
     /// # Errors
     /// When the kernel refuses a program.
     pub fn load(kernel: &KernelObject, kind: LinkKind) -> Result<Programs> {
-        let multi = if kind == LinkKind::Perf { 0 } else { sys::ATTACH_UPROBE_MULTI };
-        let at_return = match kind {
-            LinkKind::Session => kernel.load_program("alloc_session", sys::ATTACH_UPROBE_SESSION)?,
-            LinkKind::Multi | LinkKind::Perf => kernel.load_program("alloc_return", multi)?,
+        let (at_return, attach_type) = match kind {
+            LinkKind::Session => ("alloc_session", sys::ATTACH_UPROBE_SESSION),
+            LinkKind::Multi | LinkKind::Perf => ("alloc_return", multi(kind)),
         };
+        let (at_return, free) = thread::scope(|scope| {
+            let at_return = scope.spawn(|| kernel.load_program(at_return, attach_type));
+            let free = kernel.load_program("free_entry", multi(kind));
+            (at_return.join().unwrap_or_else(|_| Err(anyhow!("loading a program failed"))), free)
+        });
         Ok(Programs {
             kind,
-            at_return,
-            entry: kernel.load_program("alloc_entry", multi)?,
-            exit: kernel.load_program("alloc_exit", multi)?,
-            free: kernel.load_program("free_entry", multi)?,
-            throw: kernel.load_program("exception_thrown", multi)?,
+            at_return: at_return?,
+            free: free?,
+            entry: OnceCell::new(),
+            exit: OnceCell::new(),
+            throw: OnceCell::new(),
             perf: if kind == LinkKind::Perf { Some(PerfPmu::find()?) } else { None },
         })
+    }
+
+    /// Loads every program.
+    ///
+    /// # Errors
+    /// When the kernel refuses one.
+    pub fn load_all(kernel: &KernelObject, kind: LinkKind) -> Result<Programs> {
+        let programs = Programs::load(kernel, kind)?;
+        for role in Role::IN_ORDER {
+            programs.program(kernel, role)?;
+        }
+        Ok(programs)
     }
 
     /// The link type.
@@ -144,7 +162,13 @@ impl Programs {
     ///
     /// Frees are attached first and entries last, so that no free of a recorded block is missed and no call is
     /// seen to begin whose end would not be.
-    pub fn attach(&self, path: &CStr, pid: u32, probes: &[Probe]) -> (Links, Vec<AttachFailure>) {
+    pub fn attach(
+        &self,
+        kernel: &KernelObject,
+        path: &CStr,
+        pid: u32,
+        probes: &[Probe],
+    ) -> (Links, Vec<AttachFailure>) {
         let mut links = Links { fds: Vec::new(), slow_to_close: self.kind == LinkKind::Perf };
         let mut failures = Vec::new();
         for role in Role::IN_ORDER {
@@ -152,19 +176,27 @@ impl Programs {
                 .filter(|index| probes.get(*index).is_some_and(|probe| role.applies(probe, self.kind)))
                 .filter(|index| !failures.iter().any(|failure: &AttachFailure| failure.probe == *index))
                 .collect();
-            if !members.is_empty() {
-                self.attach_role(role, path, pid, probes, &members, &mut links, &mut failures);
+            if members.is_empty() {
+                continue;
+            }
+            match self.program(kernel, role) {
+                Ok(program) => {
+                    let place = Place { role, program, path, pid };
+                    self.attach_role(&place, probes, &members, &mut links, &mut failures);
+                }
+                Err(error) => failures.extend(
+                    members
+                        .into_iter()
+                        .map(|probe| AttachFailure { probe, error: io::Error::other(format!("{error:#}")) }),
+                ),
             }
         }
         (links, failures)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the two results are filled by every role in turn")]
     fn attach_role(
         &self,
-        role: Role,
-        path: &CStr,
-        pid: u32,
+        place: &Place<'_>,
         probes: &[Probe],
         members: &[usize],
         links: &mut Links,
@@ -172,7 +204,7 @@ impl Programs {
     ) {
         if self.perf.is_none() {
             let all: Vec<Probe> = members.iter().filter_map(|index| probes.get(*index).copied()).collect();
-            if let Ok(link) = self.link_multi(role, path, pid, &all) {
+            if let Ok(link) = self.link_multi(place, &all) {
                 links.fds.push(link);
                 return;
             }
@@ -180,8 +212,8 @@ impl Programs {
         for &index in members {
             let Some(probe) = probes.get(index) else { continue };
             let attached = match &self.perf {
-                None => self.link_multi(role, path, pid, std::slice::from_ref(probe)).map(|link| vec![link]),
-                Some(pmu) => self.link_perf(role, pmu, path, pid, probe),
+                None => self.link_multi(place, std::slice::from_ref(probe)).map(|link| vec![link]),
+                Some(pmu) => link_perf(place, pmu, probe),
             };
             match attached {
                 Ok(fds) => links.fds.extend(fds),
@@ -190,37 +222,56 @@ impl Programs {
         }
     }
 
-    fn link_multi(&self, role: Role, path: &CStr, pid: u32, probes: &[Probe]) -> io::Result<OwnedFd> {
+    fn link_multi(&self, place: &Place<'_>, probes: &[Probe]) -> io::Result<OwnedFd> {
         let offsets: Vec<u64> = probes.iter().map(|probe| probe.file_offset).collect();
         let cookies: Vec<u64> = probes.iter().map(|probe| probe.hook.to_cookie()).collect();
-        let session = role == Role::Return && self.kind == LinkKind::Session;
+        let session = place.role == Role::Return && self.kind == LinkKind::Session;
         let attach_type = if session { sys::ATTACH_UPROBE_SESSION } else { sys::ATTACH_UPROBE_MULTI };
-        let at_return = role == Role::Return && !session;
-        sys::link_uprobe_multi(self.program(role), attach_type, at_return, path, &offsets, &cookies, pid)
+        let at_return = place.role == Role::Return && !session;
+        sys::link_uprobe_multi(
+            place.program,
+            attach_type,
+            at_return,
+            place.path,
+            &offsets,
+            &cookies,
+            place.pid,
+        )
     }
 
-    fn link_perf(
-        &self,
-        role: Role,
-        pmu: &PerfPmu,
-        path: &CStr,
-        pid: u32,
-        probe: &Probe,
-    ) -> io::Result<Vec<OwnedFd>> {
-        let event = pmu.open(path, probe.file_offset, pid, role == Role::Return)?;
-        let link = sys::link_perf_event(self.program(role), event.as_fd(), probe.hook.to_cookie())?;
-        Ok(vec![link, event])
-    }
-
-    fn program(&self, role: Role) -> BorrowedFd<'_> {
-        match role {
-            Role::Free => self.free.as_fd(),
-            Role::Throw => self.throw.as_fd(),
-            Role::Exit => self.exit.as_fd(),
-            Role::Return => self.at_return.as_fd(),
-            Role::Entry => self.entry.as_fd(),
+    fn program(&self, kernel: &KernelObject, role: Role) -> Result<BorrowedFd<'_>> {
+        let (place, name) = match role {
+            Role::Free => return Ok(self.free.as_fd()),
+            Role::Return => return Ok(self.at_return.as_fd()),
+            Role::Throw => (&self.throw, "exception_thrown"),
+            Role::Exit => (&self.exit, "alloc_exit"),
+            Role::Entry => (&self.entry, "alloc_entry"),
+        };
+        if let Some(program) = place.get() {
+            return Ok(program.as_fd());
         }
+        let loaded = kernel.load_program(name, multi(self.kind))?;
+        Ok(place.get_or_init(|| loaded).as_fd())
     }
+}
+
+/// The attach type of programs that are no session.
+fn multi(kind: LinkKind) -> u32 {
+    if kind == LinkKind::Perf { 0 } else { sys::ATTACH_UPROBE_MULTI }
+}
+
+/// What is attached where.
+struct Place<'p> {
+    role: Role,
+    program: BorrowedFd<'p>,
+    path: &'p CStr,
+    pid: u32,
+}
+
+fn link_perf(place: &Place<'_>, pmu: &PerfPmu, probe: &Probe) -> io::Result<Vec<OwnedFd>> {
+    let event = pmu.open(place.path, probe.file_offset, place.pid, place.role == Role::Return)?;
+    let link = sys::link_perf_event(place.program, event.as_fd(), probe.hook.to_cookie())?;
+    Ok(vec![link, event])
 }
 
 impl Links {
@@ -244,13 +295,18 @@ impl Drop for Links {
             while self.fds.pop().is_some() {}
             return;
         }
-        let fds = std::mem::take(&mut self.fds);
-        thread::scope(|scope| {
-            for fd in fds {
-                scope.spawn(move || drop(fd));
-            }
-        });
+        close_together(std::mem::take(&mut self.fds));
     }
+}
+
+/// Closes descriptors side by side, each of which waits for grace periods of the kernel's.
+pub(super) fn close_together(fds: Vec<OwnedFd>) {
+    thread::scope(|scope| {
+        for fd in fds {
+            // Without a thread, it is closed here and now.
+            let _ = thread::Builder::new().spawn_scoped(scope, move || drop(fd));
+        }
+    });
 }
 
 /// What a program does at a place, in the order of attaching.

@@ -1,10 +1,14 @@
 //! The tracepoints of process life, of mapping system calls and of processes that standing orders wait for.
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    os::fd::{AsFd as _, OwnedFd},
+};
 
 use anyhow::{Context as _, Result, ensure};
-use leaktrace_common::event::MOVED_PID;
+use leaktrace_common::event::{Change, MOVED_PID};
 
 use super::{
+    links::close_together,
     object::KernelObject,
     sys::{self, PerfEventAttr},
     tracefs::Tracefs,
@@ -12,29 +16,39 @@ use super::{
 
 const PERF_TYPE_TRACEPOINT: u32 = 2;
 
-/// Category, tracepoint and program of process life.
-const LIFE: [(&str, &str, &str); 3] = [
-    ("task", "task_newtask", "process_fork"),
-    ("sched", "sched_process_exec", "process_exec"),
-    ("sched", "sched_process_exit", "thread_exit"),
+/// A tracepoint's category and name, the program that goes there, and the cookie that tells it where it is.
+type Point = (&'static str, &'static str, &'static str, u64);
+
+/// Process life.
+const LIFE: [Point; 3] = [
+    ("task", "task_newtask", "process_fork", 0),
+    ("sched", "sched_process_exec", "process_exec", 0),
+    ("sched", "sched_process_exit", "thread_exit", 0),
 ];
 
-/// Category, tracepoint and program of mappings.
-const MAPPINGS: [(&str, &str, &str); 6] = [
-    ("syscalls", "sys_exit_mmap", "mmap_exit"),
-    ("syscalls", "sys_enter_munmap", "munmap_enter"),
-    ("syscalls", "sys_exit_munmap", "munmap_exit"),
-    ("syscalls", "sys_enter_mremap", "mremap_enter"),
-    ("syscalls", "sys_exit_mremap", "mremap_exit"),
-    ("syscalls", "sys_exit_brk", "brk_exit"),
+/// Mappings.
+const MAPPINGS: [Point; 6] = [
+    ("syscalls", "sys_exit_mmap", "change_exit", Change::Map as u64),
+    ("syscalls", "sys_enter_munmap", "munmap_enter", 0),
+    ("syscalls", "sys_exit_munmap", "munmap_exit", 0),
+    ("syscalls", "sys_enter_mremap", "mremap_enter", 0),
+    ("syscalls", "sys_exit_mremap", "change_exit", Change::Remapped as u64),
+    ("syscalls", "sys_exit_brk", "change_exit", Change::Break as u64),
 ];
 
-/// Category, tracepoint and program of death by lack of memory.
-const OUT_OF_MEMORY: [(&str, &str, &str); 1] = [("oom", "mark_victim", "oom_victim")];
+/// Death by lack of memory.
+const OUT_OF_MEMORY: [Point; 1] = [("oom", "mark_victim", "oom_victim", 0)];
 
 /// Attached tracepoints; dropping them detaches.
 pub struct Tracepoints {
-    _links: Vec<OwnedFd>,
+    links: Vec<OwnedFd>,
+}
+
+impl Drop for Tracepoints {
+    /// Each waits for two grace periods, so they are closed side by side.
+    fn drop(&mut self) {
+        close_together(std::mem::take(&mut self.links));
+    }
 }
 
 impl Tracepoints {
@@ -74,34 +88,30 @@ impl Tracepoints {
             MOVED_PID.contains(&pid),
             "tracepoint cgroup:cgroup_attach_task of this kernel has an unknown layout"
         );
-        let mut links = Vec::new();
-        links.extend(attach_each(kernel, tracefs, ("sched", "sched_process_exec", "order_exec"), 0)?);
-        links.extend(attach_each(kernel, tracefs, ("task", "task_rename", "order_renamed"), 0)?);
-        links.extend(attach_each(kernel, tracefs, ("cgroup", "cgroup_attach_task", "order_moved"), pid)?);
-        Ok(Tracepoints { _links: links })
+        let points = [
+            ("sched", "sched_process_exec", "order_exec", 0),
+            ("task", "task_rename", "order_renamed", 0),
+            ("cgroup", "cgroup_attach_task", "order_moved", pid),
+        ];
+        attach(kernel, tracefs, &points)
     }
 }
 
-fn attach(kernel: &KernelObject, tracefs: &Tracefs, points: &[(&str, &str, &str)]) -> Result<Tracepoints> {
+fn attach(kernel: &KernelObject, tracefs: &Tracefs, points: &[Point]) -> Result<Tracepoints> {
+    let mut programs: HashMap<&str, OwnedFd> = HashMap::new();
     let mut links = Vec::with_capacity(2 * points.len());
-    for point in points {
-        links.extend(attach_each(kernel, tracefs, *point, 0)?);
+    for (category, name, program, cookie) in points {
+        let id = tracefs.tracepoint_id(category, name)?;
+        let mut attr = PerfEventAttr { kind: PERF_TYPE_TRACEPOINT, config: id, ..PerfEventAttr::default() };
+        let event = sys::perf_event_open(&mut attr, -1, 0)
+            .with_context(|| format!("opening tracepoint {category}:{name}"))?;
+        let program = match programs.entry(program) {
+            Entry::Occupied(loaded) => loaded.into_mut(),
+            Entry::Vacant(place) => place.insert(kernel.load_program(program, 0)?),
+        };
+        let link = sys::link_perf_event(program.as_fd(), event.as_fd(), *cookie)
+            .with_context(|| format!("attaching to tracepoint {category}:{name}"))?;
+        links.extend([link, event]);
     }
-    Ok(Tracepoints { _links: links })
-}
-
-fn attach_each(
-    kernel: &KernelObject,
-    tracefs: &Tracefs,
-    (category, name, program): (&str, &str, &str),
-    cookie: u64,
-) -> Result<[OwnedFd; 2]> {
-    let id = tracefs.tracepoint_id(category, name)?;
-    let mut attr = PerfEventAttr { kind: PERF_TYPE_TRACEPOINT, config: id, ..PerfEventAttr::default() };
-    let event = sys::perf_event_open(&mut attr, -1, 0)
-        .with_context(|| format!("opening tracepoint {category}:{name}"))?;
-    let program = kernel.load_program(program, 0)?;
-    let link = sys::link_perf_event(program.as_fd(), event.as_fd(), cookie)
-        .with_context(|| format!("attaching to tracepoint {category}:{name}"))?;
-    Ok([link, event])
+    Ok(Tracepoints { links })
 }

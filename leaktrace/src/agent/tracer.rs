@@ -1190,7 +1190,7 @@ impl News {
     }
 }
 
-/// A mapping as far as names need it.
+/// The next record of a ring that can be understood.
 fn next(ring: &mut RingBuf<MapData>) -> Option<Event> {
     loop {
         let item = ring.next()?;

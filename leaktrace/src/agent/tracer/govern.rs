@@ -1,7 +1,7 @@
 //! Keeps targets within their budget: brings the numbers to their governors and does what those decide.
 use leaktrace_common::target::flags;
 
-use super::{History, Recording, Tracer, Tracked};
+use super::{Recording, Tracer, Tracked};
 use crate::{
     agent::{
         clock,
@@ -13,6 +13,7 @@ use crate::{
     drain::maps::RetiredTable,
     model::{
         events::{EventKind, EventView},
+        history::History,
         units,
     },
 };

@@ -3,8 +3,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use leaktrace_common::heap::{SiteKey, SiteTotals};
 
-use super::{Tally, Tracer, clock, view};
-use crate::{agent::stillness::Counts, model::stacks::ImageKey};
+use super::{Tally, Tracer, clock};
+use crate::{
+    agent::{stillness::Counts, view},
+    model::stacks::ImageKey,
+};
 
 /// What was read.
 #[derive(Default)]

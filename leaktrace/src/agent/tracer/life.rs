@@ -1,0 +1,203 @@
+//! What becomes of targets: they fork, execute other programs, run out of memory, end. What is shown of those that have
+//! ended is kept until the next summary.
+use leaktrace_common::event::Life;
+
+use super::{MAX_FINISHED, Tracer, clock};
+use crate::{
+    agent::target::{OutOfMemory, Tracked},
+    discover::process,
+    model::{
+        snapshot::{Exited, TargetView},
+        stacks::ImageKey,
+    },
+};
+
+/// linux/sched.h: the child shares its parent's memory.
+const CLONE_VM: u64 = 0x0000_0100;
+
+impl Tracer {
+    pub(super) fn forked(&mut self, life: &Life) {
+        let (parent, child) = (life.header.tgid, life.child);
+        if life.clone_flags & CLONE_VM != 0 {
+            // A vfork child runs in its parent's memory until it execs.
+            self.vforked.insert(child, parent);
+            return;
+        }
+        if let Some(settings) = self.maps.target(child).filter(|settings| settings.owner == child) {
+            self.adopt(child, parent, settings);
+            self.note_late_start(child, life);
+        } else if let Err(error) = self.add(child, Some(parent), false) {
+            tracing::debug!(pid = child, error = format!("{error:#}"), "a child is not traced");
+        }
+    }
+
+    pub(super) fn execed(&mut self, life: &Life) {
+        let pid = life.header.tgid;
+        if let Some(parent) = self.vforked.remove(&pid) {
+            self.execed_after_vfork(pid, parent, life);
+            return;
+        }
+        self.drain_stacks();
+        let Some(mut old) = self.targets.remove(&pid) else { return };
+        let generation = life.header.generation;
+        if old.image.generation == generation {
+            self.targets.insert(pid, old);
+            return;
+        }
+        self.finish_all_copies(Some(old.image));
+        self.name_all(Some(old.image));
+        let mut view = self.view_of(&mut old);
+        view.execed = true;
+        self.finish(view);
+        self.forget_image(&old);
+        let Ok(process) = process::inspect(pid) else {
+            self.standing.missed();
+            self.drop_target(old);
+            return;
+        };
+        let mut new = self.track(process, ImageKey { tgid: pid, generation }, old.table, old.parent);
+        // The slot and the links stay: the kernel keeps them over an exec.
+        self.tables.close(std::mem::replace(&mut new.tables, std::mem::take(&mut old.tables)));
+        new.attached = std::mem::take(&mut old.attached);
+        new.sample_interval_bytes = old.sample_interval_bytes;
+        new.care = old.care.clone().after_exec();
+        new.heap_before_bytes = Some(0);
+        new.tally_before = self.maps.tally(pid);
+        self.look(&mut new);
+        let files_before: Vec<_> = new.attached.keys().copied().collect();
+        self.probe(&mut new);
+        // The new program's calls into files that have probes already were seen from its beginning.
+        if !self.options.holds_children && new.attached.keys().any(|file| !files_before.contains(file)) {
+            new.unseen_ns = Some(clock::boot_ns().saturating_sub(life.header.time_ns));
+        }
+        self.own_slot(&new);
+        self.targets.insert(pid, new);
+        self.take_early_stacks(pid);
+    }
+
+    /// A vfork child has left its parent's memory: it is a process of its own from here on.
+    pub(super) fn execed_after_vfork(&mut self, pid: u32, parent: u32, life: &Life) {
+        match self.maps.target(pid).filter(|settings| settings.owner == pid) {
+            Some(settings) => {
+                self.adopt(pid, parent, settings);
+                self.note_late_start(pid, life);
+                if let Some(target) = self.targets.get_mut(&pid) {
+                    target.heap_before_bytes = Some(0);
+                }
+                self.take_early_stacks(pid);
+            }
+            None => {
+                if let Err(error) = self.add(pid, Some(parent), true) {
+                    tracing::debug!(pid, error = format!("{error:#}"), "a child is not traced");
+                }
+            }
+        }
+    }
+
+    /// Stacks of a new image that arrived before the news of its exec.
+    pub(super) fn take_early_stacks(&mut self, pid: u32) {
+        let (early, later) = std::mem::take(&mut self.early_stacks)
+            .into_iter()
+            .partition::<Vec<_>, _>(|record| record.header.tgid == pid);
+        self.early_stacks = later;
+        for record in early {
+            self.stack_seen(&record);
+        }
+        let (early, later) = std::mem::take(&mut self.early_copies)
+            .into_iter()
+            .partition::<Vec<_>, _>(|record| record.header.tgid == pid);
+        self.early_copies = later;
+        for record in early {
+            self.copy_seen(&record);
+        }
+    }
+
+    pub(super) fn ended(&mut self, life: &Life) {
+        self.vforked.remove(&life.header.tgid);
+        let knows = self.kernel.knows_exit_status();
+        let status = if knows { exited(life.status) } else { Exited::default() };
+        self.finish_target(life.header.tgid, status);
+    }
+
+    /// The process has ended: what is known of it is in the next snapshot.
+    pub(super) fn finish_target(&mut self, pid: u32, status: Exited) {
+        self.drain_stacks();
+        let Some(mut target) = self.targets.remove(&pid) else { return };
+        self.finish_all_copies(Some(target.image));
+        self.name_all(Some(target.image));
+        let oom_killed = target.oom.is_some();
+        target.exited = Some(Exited { oom_killed, ..status });
+        self.is_urgent |= oom_killed;
+        let view = self.view_of(&mut target);
+        tracing::info!(pid, comm = view.comm, held_bytes = view.totals.outstanding_bytes, "ended");
+        self.finish(view);
+        self.forget_image(&target);
+        self.drop_target(target);
+    }
+
+    /// Takes the wait status of a process that leaktrace itself waited for.
+    pub fn note_exit(&mut self, pid: u32, status: u32) {
+        self.drain();
+        if let Some(target) = self.targets.get(&pid) {
+            let header = leaktrace_common::event::Header {
+                kind: 0,
+                tgid: pid,
+                tid: pid,
+                generation: target.image.generation,
+                time_ns: clock::boot_ns(),
+            };
+            self.ended(&Life { header, child: 0, status, clone_flags: 0 });
+        }
+    }
+
+    /// The process is about to be killed: what can only be read while it lives is read now.
+    pub(super) fn out_of_memory(&mut self, life: &Life) {
+        let pid = life.header.tgid;
+        let rss_bytes = process::inspect(pid).ok().map(|facts| facts.rss_bytes).filter(|bytes| *bytes > 0);
+        if let Some(target) = self.targets.get_mut(&pid) {
+            target.oom = Some(OutOfMemory { rss_bytes });
+        }
+    }
+
+    pub(super) fn finish(&mut self, view: TargetView) {
+        self.finished.push(view);
+        if self.finished.len() > 2 * MAX_FINISHED {
+            self.finished.sort_by_key(|view| std::cmp::Reverse(view.totals.outstanding_bytes));
+            self.finished_unlisted += (self.finished.len() - MAX_FINISHED) as u64;
+            self.finished.truncate(MAX_FINISHED);
+        }
+    }
+
+    pub(super) fn forget_image(&mut self, target: &Tracked) {
+        let mut keys = Vec::new();
+        let image = target.image;
+        let _ = self.maps.for_each_site(|key, _| {
+            if ImageKey::from(key) == image {
+                keys.push(key);
+            }
+        });
+        self.maps.delete_sites(&keys);
+        self.stacks.forget(image);
+        self.deferred.forget(image);
+        self.naming.forget(image);
+    }
+
+    pub(super) fn drop_target(&mut self, mut target: Tracked) {
+        let pid = target.pid();
+        self.tally_of_gone.merge(&self.maps.tally(pid));
+        let table = self.maps.forget(pid);
+        // Many may end at once, and the next ones wait to be probed.
+        self.detach_aside(&mut target, table);
+        self.symbolizer.forget_process(pid);
+        self.tables.close(target.tables);
+    }
+}
+
+fn exited(status: u32) -> Exited {
+    let signal = (status & 0x7f) as i32;
+    if signal == 0 {
+        Exited { code: Some((status >> 8 & 0xff) as i32), ..Exited::default() }
+    } else {
+        Exited { signal: Some(signal), ..Exited::default() }
+    }
+}

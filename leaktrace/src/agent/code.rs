@@ -23,6 +23,16 @@ pub struct Mapped {
 }
 
 impl Mapped {
+    /// Whether a mapping is not the very one that is known.
+    fn is_news(&self, entry: &MapEntry, modules: &mut Modules) -> bool {
+        !self.space.holds(entry, modules)
+    }
+
+    /// Whether something lies where a mapping is made.
+    fn replaces(&self, entry: &MapEntry) -> bool {
+        !self.space.is_free(entry.start, entry.end)
+    }
+
     /// Takes one mapping; what it overlaps is gone.
     fn map(&mut self, entry: &MapEntry, region: Option<&Region<Code>>, modules: &mut Modules) {
         if let Some(region) = region {
@@ -75,6 +85,9 @@ impl CodeOverTime {
 
     /// Code was mapped at a time; `region` is what it means for the walker, if anything. `true` when that is news of the
     /// present.
+    ///
+    /// Where nothing lay before, no version ends: no earlier stack has a frame there. Compilers at run time map much, and
+    /// change the protection of what they have mapped all the time.
     pub fn map(
         &mut self,
         time_ns: u64,
@@ -84,16 +97,21 @@ impl CodeOverTime {
     ) -> bool {
         if let Some(index) = self.past.iter().position(|past| time_ns < past.until_ns)
             && let Some(past) = self.past.get_mut(index)
+            && past.mapped.is_news(entry, modules)
         {
-            let before = past.mapped.clone();
+            let before = past.mapped.replaces(entry).then(|| past.mapped.clone());
             past.mapped.map(entry, region, modules);
-            self.past.insert(index, Past { until_ns: time_ns, mapped: before });
-            self.bound();
-        } else {
-            self.end_version(time_ns);
+            if let Some(mapped) = before {
+                self.past.insert(index, Past { until_ns: time_ns, mapped });
+                self.bound();
+            }
         }
         let is_news = time_ns >= self.looked_ns;
-        if is_news {
+        if is_news && self.now.is_news(entry, modules) {
+            let is_latest = self.past.back().is_none_or(|past| past.until_ns <= time_ns);
+            if is_latest && self.now.replaces(entry) {
+                self.end_version(time_ns);
+            }
             self.now.map(entry, region, modules);
         }
         is_news
@@ -152,8 +170,19 @@ mod tests {
         let mut code = looked();
         assert!(map(&mut code, 200, 0x1000, 1));
         assert!(map(&mut code, 300, 0x1000, 2));
-        let offsets = [150, 200, 299, 300, 999].map(|time| offset(&code, time, 0x1000));
-        assert_eq!(offsets, [None, Some(1), Some(1), Some(2), Some(2)]);
+        let offsets = [200, 299, 300, 999].map(|time| offset(&code, time, 0x1000));
+        assert_eq!(offsets, [Some(1), Some(1), Some(2), Some(2)]);
+    }
+
+    #[test]
+    fn what_replaces_nothing_and_what_is_there_already_ends_no_version() {
+        let mut code = looked();
+        for number in 1..100 {
+            assert!(map(&mut code, 200 + number, 0x1000 * number, 0));
+            assert!(map(&mut code, 201 + number, 0x1000 * number, 0));
+        }
+        assert!(code.past.is_empty(), "{}", code.past.len());
+        assert_eq!(offset(&code, 999, 0x9000), Some(0));
     }
 
     #[test]
@@ -172,7 +201,7 @@ mod tests {
         let mut code = looked();
         code.look(500, 510, Mapped::default());
         assert!(map(&mut code, 505, 0x1000, 3));
-        assert_eq!([504, 505, 510].map(|time| offset(&code, time, 0x1000)), [None, Some(3), Some(3)]);
+        assert_eq!([505, 510].map(|time| offset(&code, time, 0x1000)), [Some(3), Some(3)]);
     }
 
     #[test]

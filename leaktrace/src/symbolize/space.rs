@@ -72,6 +72,30 @@ impl AddressSpace {
         AddressSpace { pid, regions }
     }
 
+    /// Whether no code lies in a range.
+    pub fn is_free(&self, start: u64, end: u64) -> bool {
+        let index = self.regions.partition_point(|region| region.end <= start);
+        self.regions.get(index).is_none_or(|region| region.start >= end)
+    }
+
+    /// Whether the very code of a mapping is known to lie in its place.
+    pub fn holds(&self, entry: &MapEntry, modules: &mut Modules) -> bool {
+        self.holds_content(entry, &content(self.pid, entry, modules))
+    }
+
+    fn holds_content(&self, entry: &MapEntry, content: &Content) -> bool {
+        let index = self.regions.partition_point(|region| region.start < entry.start);
+        self.regions.get(index).is_some_and(|region| {
+            let same_content = match (&region.content, content) {
+                (Content::File(old), Content::File(new)) => Arc::ptr_eq(old, new),
+                (Content::Generated, Content::Generated) => true,
+                _ => false,
+            };
+            same_content
+                && (region.start, region.end, region.offset) == (entry.start, entry.end, entry.offset)
+        })
+    }
+
     /// Takes one mapping that was made just now; what it overlaps is gone. `false` where the same code lay there
     /// already.
     pub fn map(&mut self, entry: &MapEntry, modules: &mut Modules) -> bool {
@@ -79,18 +103,10 @@ impl AddressSpace {
             return false;
         }
         let content = content(self.pid, entry, modules);
-        let (start, end) = (entry.start, entry.end);
-        let is_same = |region: &Region| {
-            let same_content = match (&region.content, &content) {
-                (Content::File(old), Content::File(new)) => Arc::ptr_eq(old, new),
-                (Content::Generated, Content::Generated) => true,
-                _ => false,
-            };
-            same_content && (region.start, region.end, region.offset) == (start, end, entry.offset)
-        };
-        if self.regions.iter().any(is_same) {
+        if self.holds_content(entry, &content) {
             return false;
         }
+        let (start, end) = (entry.start, entry.end);
         let mut kept = Vec::with_capacity(self.regions.len() + 2);
         for region in self.regions.drain(..) {
             if region.end <= start || region.start >= end {

@@ -7,7 +7,7 @@ fn site(kind: &str, frames: &[&str], bytes: u64, count: u64) -> serde_json::Valu
         .iter()
         .map(|name| {
             json!({"address": "0x1", "module": null, "build_id": null, "function": name, "offset": 0, "file": null,
-                   "line": null, "inlined": false, "reason": null})
+                   "line": null, "inlined": false, "guessed": false, "reason": null})
         })
         .collect();
     json!({"id": "0", "kind": kind, "outstanding_bytes": bytes, "outstanding_count": count, "allocated_bytes": bytes,

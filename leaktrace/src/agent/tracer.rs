@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use aya::maps::{MapData, RingBuf};
 
 use super::{
@@ -22,7 +22,7 @@ use crate::{
     attach::{
         costs::TrapCosts,
         host::Host,
-        links::{LinkKind, Programs},
+        links::{self, LinkKind, Programs},
         object::KernelObject,
         preflight, selftest,
         tracefs::Tracefs,
@@ -129,16 +129,10 @@ impl Tracer {
         let costs = if is_bounded { TrapCosts::measure(link) } else { TrapCosts::typical(link) };
         let mut notes = Vec::new();
         // Verifying the programs is what takes the longest of all, so they are loaded side by side.
-        let (programs, life, mappings) = std::thread::scope(|scope| {
-            let mappings = scope.spawn(|| Tracepoints::mappings(&kernel, &tracefs));
-            let programs = Programs::load(&kernel, link);
-            let life = Tracepoints::life(&kernel, &tracefs);
-            (
-                programs,
-                life,
-                mappings.join().unwrap_or_else(|_| Err(anyhow!("loading their programs failed"))),
-            )
-        });
+        let (mappings, (programs, life)) = links::side_by_side(
+            || Tracepoints::mappings(&kernel, &tracefs),
+            || (Programs::load(&kernel, link), Tracepoints::life(&kernel, &tracefs)),
+        );
         let programs = programs?;
         let mut tracepoints = vec![life?];
         match mappings {

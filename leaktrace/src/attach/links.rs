@@ -125,11 +125,10 @@ impl Programs {
             LinkKind::Session => ("alloc_session", sys::ATTACH_UPROBE_SESSION),
             LinkKind::Multi | LinkKind::Perf => ("alloc_return", multi(kind)),
         };
-        let (at_return, free) = thread::scope(|scope| {
-            let at_return = scope.spawn(|| kernel.load_program(at_return, attach_type));
-            let free = kernel.load_program("free_entry", multi(kind));
-            (at_return.join().unwrap_or_else(|_| Err(anyhow!("loading a program failed"))), free)
-        });
+        let (at_return, free) = side_by_side(
+            || kernel.load_program(at_return, attach_type),
+            || kernel.load_program("free_entry", multi(kind)),
+        );
         Ok(Programs {
             kind,
             at_return: at_return?,
@@ -297,6 +296,22 @@ impl Drop for Links {
         }
         close_together(std::mem::take(&mut self.fds));
     }
+}
+
+/// Does the first on a thread of its own, where one can be had, and the second here.
+pub fn side_by_side<A: Send, B>(
+    first: impl Fn() -> Result<A> + Send + Sync,
+    second: impl FnOnce() -> B,
+) -> (Result<A>, B) {
+    thread::scope(|scope| {
+        let started = thread::Builder::new().spawn_scoped(scope, &first);
+        let second = second();
+        let first = match started {
+            Ok(thread) => thread.join().unwrap_or_else(|_| Err(anyhow!("a thread of leaktrace's failed"))),
+            Err(_) => first(),
+        };
+        (first, second)
+    })
 }
 
 /// Closes descriptors side by side, each of which waits for grace periods of the kernel's.

@@ -10,7 +10,14 @@ use leaktrace::unwind::{
 };
 use libfuzzer_sys::fuzz_target;
 
-const LIMITS: Limits = Limits { section_bytes: 1 << 20, fdes: 1000, rows: 10_000, rules: 100, pages: 1000 };
+const LIMITS: Limits = Limits {
+    section_bytes: 1 << 20,
+    unpacked_bytes: 1 << 20,
+    fdes: 1000,
+    rows: 10_000,
+    rules: 100,
+    pages: 1000,
+};
 
 fuzz_target!(|file: &[u8]| {
     for prune in [false, true] {

@@ -39,7 +39,7 @@
 //!   understood by the code of its own time.
 //! - Side-band perf events tell of each executable mapping ([`drain::sideband`]); `builder` makes tables on a thread of its
 //!   own, `tables` publishes them, `deferred` walks copies of the stacks that came before their tables with the twin of the
-//!   kernel's walker, `naming` names stacks when there is time.
+//!   kernel's walker, `naming` finds names, where a stack is to be shown.
 //! - `stillness` knows which targets have done nothing since the last summary, by counters that are read before anything
 //!   else: what was shown of them is shown again, a little older, and their sites and blocks are not read.
 //! - `governor` decides from what a target's probes cost (`meter`) whether to sample it less or to pause it. It is pure;

@@ -3,7 +3,7 @@
 //! stack makes no difference.
 use anyhow::{Context, Result, ensure};
 use leaktrace_tests::{
-    compile::{self, library},
+    compile::{self, Build, library},
     fixture::Fixture,
     leaktrace::{self, Leaktrace},
     oracle,
@@ -262,6 +262,7 @@ struct Taken {
     mismatches: u64,
     complete: u64,
     cut_at_limit: u64,
+    named: u64,
 }
 
 impl Taken {
@@ -280,6 +281,7 @@ impl Taken {
             mismatches: number("mismatches")?,
             complete: number("complete")?,
             cut_at_limit: number("cut_at_limit")?,
+            named: number("named")?,
         })
     }
 
@@ -306,6 +308,33 @@ fn taken_of(program: &std::path::Path, words: &[&str], environment: &[(&str, &st
     ensure!(status.success(), "leaktrace ended with {status}");
     fixture.release()?;
     Taken::read(&leaktrace.errors())
+}
+
+#[test]
+fn names_are_looked_for_where_a_call_stack_is_shown() -> Result<()> {
+    let program = compile::fixture("million.c", Build::Gcc, &[])?;
+    for (top, least, most) in [("3", 3, 100), ("0", 512, u64::MAX)] {
+        let mut fixture = Fixture::start(&program, &["5120", "512"], &[])?;
+        let flags = ["--mode", "exact", "-v", "--interval", "1s", "--top", top];
+        let mut leaktrace = Leaktrace::attach(&[fixture.pid()], &flags)?;
+        fixture.act()?;
+        leaktrace.signal(libc::SIGINT)?;
+        let (reports, status) = leaktrace.finish()?;
+        ensure!(status.success(), "leaktrace ended with {status}");
+        let report = reports.last().context("no report")?;
+        let target = report.target(fixture.pid()).context("no target")?;
+        ensure!(target.sites.iter().all(|site| site.has("leak_block") && site.has("main")), "{report:?}");
+        ensure!(top == "0" || target.sites.len() == 3, "{} sites", target.sites.len());
+        let taken = Taken::read(&leaktrace.errors())?;
+        ensure!(taken.stacks >= 5120, "{taken:?}");
+        ensure!(
+            (least..=most).contains(&taken.named),
+            "of 512 call stacks --top {top} named {}",
+            taken.named
+        );
+        ensure!(fixture.release()?.success(), "the fixture did not survive");
+    }
+    Ok(())
 }
 
 #[test]

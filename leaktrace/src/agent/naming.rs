@@ -1,8 +1,10 @@
-//! Names of stacks are found when there is time, because finding them takes far longer than a stack takes to come. What
-//! is kept until then is what lay where when the stack was taken; the files are open already.
+//! Names of stacks are found when somebody is to see them: finding them takes far longer than a stack takes to come, and
+//! most call stacks of a process are never shown. What is kept until then is which file lay where when the stack was
+//! taken; the files are open already, so that it can wait until the process has ended.
 use std::{
     collections::{HashMap, VecDeque},
     rc::Rc,
+    sync::Arc,
 };
 
 use leaktrace_common::unwind::{FRAME_ADDRESS, FRAME_EXACT, FRAME_GUESSED};
@@ -12,91 +14,260 @@ use crate::{
         snapshot::Frame,
         stacks::{ImageKey, Stacks},
     },
-    symbolize::{AddressSpace, Symbolizer},
+    symbolize::{AddressSpace, Module, Symbolizer},
 };
 
-/// A stack without names.
-pub(super) struct Unnamed {
+/// Files of one process image that are kept open for names that nobody has asked for. One that loads more has unloaded
+/// most of them: then the names are found after all.
+const MAX_MODULES: usize = 256;
+/// No file: what can be said of the frame was said when it came.
+const NO_MODULE: u32 = u32::MAX;
+
+/// A stack as it comes.
+pub(super) struct Arrived<'a> {
     /// The process image.
     pub(super) image: ImageKey,
     /// What blocks and sites refer to it by.
     pub(super) hash: u64,
     /// Addresses with their marks.
-    pub(super) frames: Vec<u64>,
+    pub(super) frames: &'a [u64],
     /// Why it ends where it does.
     pub(super) end: &'static str,
     /// What lay where at its time.
-    pub(super) space: Rc<AddressSpace>,
+    pub(super) space: &'a Rc<AddressSpace>,
     /// It takes the place of what is known of the stack, which was cut.
     pub(super) is_completion: bool,
 }
 
-/// The stacks that wait for their names: as many as the kernel's table of stacks can hold.
+/// A frame whose name nobody has asked for.
+struct Unnamed {
+    is_exact: bool,
+    /// Index of its file, or [`NO_MODULE`].
+    module: u32,
+}
+
+/// The stacks of a process image that have no names.
+#[derive(Default)]
+struct Waiting {
+    /// By what version of the process's code addresses were understood last.
+    space: Option<Rc<AddressSpace>>,
+    modules: Vec<Arc<Module>>,
+    stacks: HashMap<u64, Box<[Unnamed]>>,
+}
+
+/// The stacks that have no names yet: as many as the kernel's table of stacks can hold.
 #[derive(Default)]
 pub(super) struct Naming {
-    queue: VecDeque<Unnamed>,
-    /// By what version of its code an image's addresses were named last.
-    versions: HashMap<ImageKey, Rc<AddressSpace>>,
+    images: HashMap<ImageKey, Waiting>,
+    /// Those that will be seen in any case, in the order in which they came.
+    ahead: VecDeque<(ImageKey, u64)>,
+    is_ahead: bool,
+    named: u64,
 }
 
 impl Naming {
-    /// Adds a stack.
-    pub(super) fn push(&mut self, stack: Unnamed) {
-        self.queue.push_back(stack);
+    /// Nothing yet; see [`Naming::set_ahead`].
+    pub(super) fn new(is_ahead: bool) -> Naming {
+        Naming { is_ahead, ..Naming::default() }
     }
 
-    /// Whether every stack has its names.
-    pub(super) fn is_done(&self) -> bool {
-        self.queue.is_empty()
+    /// Whether all stacks will be seen, so that their names are worth finding when there is time.
+    pub(super) fn set_ahead(&mut self, is_ahead: bool) {
+        self.is_ahead = is_ahead;
+        let waiting = self.images.iter().filter(|_| is_ahead);
+        self.ahead =
+            waiting.flat_map(|(image, waiting)| waiting.stacks.keys().map(|hash| (*image, *hash))).collect();
     }
 
-    /// Names the first stacks in the queue.
-    pub(super) fn name_some(&mut self, count: usize, stacks: &mut Stacks, symbolizer: &mut Symbolizer) {
+    /// Adds a stack, so far without names.
+    pub(super) fn add(&mut self, stack: &Arrived<'_>, stacks: &mut Stacks, symbolizer: &mut Symbolizer) {
+        let Arrived { image, hash, frames, end, space, is_completion } = *stack;
+        let waiting = self.images.entry(image).or_default();
+        let last = waiting.space.replace(Rc::clone(space));
+        if last.is_none_or(|last| !Rc::ptr_eq(&last, space)) {
+            stacks.forget_addresses(image);
+        }
+        if is_completion {
+            stacks.drop_stack(image, hash);
+        }
+        if stacks.contains(image, hash) {
+            return;
+        }
+        stacks.insert(image, hash, frames, end, |frame| placed(symbolizer, space, frame));
+        let unnamed = frames
+            .iter()
+            .map(|frame| Unnamed { is_exact: is_exact(*frame), module: waiting.module_at(space, *frame) });
+        let unnamed = unnamed.collect();
+        waiting.stacks.insert(hash, unnamed);
+        if self.is_ahead {
+            self.ahead.push_back((image, hash));
+        }
+        if waiting.modules.len() > MAX_MODULES {
+            self.name_image(image, stacks, symbolizer);
+        }
+    }
+
+    /// Whether there are stacks whose names are worth finding now.
+    pub(super) fn has_work(&self) -> bool {
+        !self.ahead.is_empty()
+    }
+
+    /// Names some of the stacks that will be seen.
+    pub(super) fn name_some(&mut self, count: usize, stacks: &Stacks, symbolizer: &mut Symbolizer) {
         for _ in 0..count {
-            let Some(stack) = self.queue.pop_front() else { return };
-            self.name(&stack, stacks, symbolizer);
+            let Some((image, hash)) = self.ahead.pop_front() else { return };
+            self.name(image, hash, stacks, symbolizer);
         }
     }
 
-    /// Names the stacks of an image, or all.
-    pub(super) fn name_all(
-        &mut self,
-        image: Option<ImageKey>,
-        stacks: &mut Stacks,
-        symbolizer: &mut Symbolizer,
-    ) {
-        let is_asked = |stack: &Unnamed| image.is_none_or(|image| stack.image == image);
-        let (asked, rest) = std::mem::take(&mut self.queue).into_iter().partition::<Vec<_>, _>(is_asked);
-        self.queue = rest.into();
-        for stack in asked {
-            self.name(&stack, stacks, symbolizer);
+    /// Names a stack, unless it has its names.
+    pub(super) fn name(&mut self, image: ImageKey, hash: u64, stacks: &Stacks, symbolizer: &mut Symbolizer) {
+        let Some(waiting) = self.images.get_mut(&image) else { return };
+        let Some(unnamed) = waiting.stacks.remove(&hash) else { return };
+        self.named += 1;
+        stacks.name(image, hash, |index, placed| {
+            let unnamed = unnamed.get(index)?;
+            let module = waiting.modules.get(unnamed.module as usize)?;
+            let mut frames = symbolizer.names(module, placed, unnamed.is_exact);
+            frames.iter_mut().for_each(|frame| frame.guessed = placed.guessed);
+            Some(frames)
+        });
+        if waiting.stacks.is_empty() {
+            waiting.modules.clear();
         }
+    }
+
+    /// How many stacks were named so far.
+    pub(super) fn named(&self) -> u64 {
+        self.named
     }
 
     /// Drops what is kept of an image.
     pub(super) fn forget(&mut self, image: ImageKey) {
-        self.queue.retain(|stack| stack.image != image);
-        self.versions.remove(&image);
+        self.images.remove(&image);
+        self.ahead.retain(|(queued, _)| *queued != image);
     }
 
-    fn name(&mut self, stack: &Unnamed, stacks: &mut Stacks, symbolizer: &mut Symbolizer) {
-        let Unnamed { image, hash, frames, end, space, is_completion } = stack;
-        let last = self.versions.insert(*image, Rc::clone(space));
-        if last.is_none_or(|last| !Rc::ptr_eq(&last, space)) {
-            stacks.forget_addresses(*image);
+    fn name_image(&mut self, image: ImageKey, stacks: &Stacks, symbolizer: &mut Symbolizer) {
+        let waiting = self.images.get(&image);
+        let hashes: Vec<u64> =
+            waiting.map_or_else(Vec::new, |waiting| waiting.stacks.keys().copied().collect());
+        for hash in hashes {
+            self.name(image, hash, stacks, symbolizer);
         }
-        if *is_completion {
-            stacks.drop_stack(*image, *hash);
-        }
-        stacks.insert(*image, *hash, frames, end, |frame| named_frames(symbolizer, space, frame));
     }
 }
 
-/// What lies at a frame of a stack.
-fn named_frames(symbolizer: &mut Symbolizer, space: &AddressSpace, frame: u64) -> Vec<Frame> {
-    let mut frames = symbolizer.frames(space, frame & FRAME_ADDRESS, frame & FRAME_EXACT != 0);
-    for named in &mut frames {
-        named.guessed = frame & FRAME_GUESSED != 0;
+impl Waiting {
+    /// The index of the file that a frame lies in.
+    fn module_at(&mut self, space: &AddressSpace, frame: u64) -> u32 {
+        let Some(module) = space.module(frame & FRAME_ADDRESS, is_exact(frame)) else { return NO_MODULE };
+        // Frames lie in few files, and in the same ones again and again.
+        let known = self.modules.iter().position(|known| Arc::ptr_eq(known, module));
+        let index = known.unwrap_or_else(|| {
+            self.modules.push(Arc::clone(module));
+            self.modules.len() - 1
+        });
+        u32::try_from(index).unwrap_or(NO_MODULE)
     }
-    frames
+}
+
+fn is_exact(frame: u64) -> bool {
+    frame & FRAME_EXACT != 0
+}
+
+/// What lies at a frame of a stack, without names that take long to find.
+fn placed(symbolizer: &mut Symbolizer, space: &AddressSpace, frame: u64) -> Frame {
+    let placed = symbolizer.placed(space, frame & FRAME_ADDRESS, is_exact(frame));
+    Frame { guessed: frame & FRAME_GUESSED != 0, ..placed }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        discover::maps,
+        symbolize::{Limits, Modules},
+    };
+
+    const IMAGE: ImageKey = ImageKey { tgid: 1, generation: 0 };
+
+    struct Bench {
+        naming: Naming,
+        stacks: Stacks,
+        symbolizer: Symbolizer,
+        space: Rc<AddressSpace>,
+    }
+
+    impl Bench {
+        fn new(is_ahead: bool) -> Bench {
+            let pid = std::process::id();
+            let space = AddressSpace::capture(pid, &maps::read(pid).unwrap(), None, &mut Modules::default());
+            Bench {
+                naming: Naming::new(is_ahead),
+                stacks: Stacks::default(),
+                symbolizer: Symbolizer::new(Limits::default()),
+                space: Rc::new(space),
+            }
+        }
+
+        fn add(&mut self, hash: u64, frames: &[u64], is_completion: bool) {
+            let arrived =
+                Arrived { image: IMAGE, hash, frames, end: "complete", space: &self.space, is_completion };
+            self.naming.add(&arrived, &mut self.stacks, &mut self.symbolizer);
+        }
+
+        fn name(&mut self, hash: u64) {
+            self.naming.name(IMAGE, hash, &self.stacks, &mut self.symbolizer);
+        }
+
+        fn functions(&self, hash: u64) -> Vec<Option<String>> {
+            self.stacks.frames(IMAGE, hash).into_iter().map(|frame| frame.function).collect()
+        }
+    }
+
+    fn address_of(function: *const ()) -> u64 {
+        function as u64 | FRAME_EXACT
+    }
+
+    #[test]
+    fn a_stack_has_a_place_at_once_and_names_when_they_are_asked_for() {
+        let mut bench = Bench::new(false);
+        let (first, second) = (address_of(libc::getenv as *const ()), address_of(libc::atoi as *const ()));
+        bench.add(1, &[first, second | FRAME_GUESSED], false);
+        bench.add(2, &[second], false);
+        assert!(!bench.naming.has_work(), "nobody has asked");
+        assert_eq!(bench.functions(1), [None, None]);
+        assert!(bench.stacks.frames(IMAGE, 1).iter().all(|frame| frame.module_offset.is_some()));
+        bench.name(1);
+        bench.name(1);
+        let named = bench.functions(1);
+        // Where libc's debug information is installed, these are the names of its own aliases.
+        let ends = |name: &Option<String>, end| name.as_deref().is_some_and(|name| name.ends_with(end));
+        assert!(ends(&named[0], "getenv") && ends(&named[1], "atoi"), "{named:?}");
+        assert!(bench.stacks.frames(IMAGE, 1)[1].guessed);
+        assert_eq!((bench.functions(2), bench.naming.named()), (vec![None], 1));
+        bench.add(2, &[second, first], true);
+        bench.name(2);
+        assert_eq!(bench.functions(2), [named[1].clone(), named[0].clone()], "what completed it is named");
+        bench.naming.forget(IMAGE);
+        assert!(bench.naming.images.is_empty());
+    }
+
+    #[test]
+    fn where_all_will_be_seen_names_are_found_when_there_is_time() {
+        let mut bench = Bench::new(true);
+        for hash in 1..=3 {
+            bench.add(hash, &[address_of(libc::getenv as *const ())], false);
+        }
+        bench.naming.name_some(2, &bench.stacks, &mut bench.symbolizer);
+        assert!(bench.naming.has_work());
+        bench.naming.name_some(2, &bench.stacks, &mut bench.symbolizer);
+        assert!(!bench.naming.has_work());
+        assert_eq!(bench.naming.named(), 3);
+        let mut bench = Bench::new(false);
+        bench.add(1, &[address_of(libc::getenv as *const ())], false);
+        bench.naming.set_ahead(true);
+        assert!(bench.naming.has_work(), "also those that came before");
+    }
 }

@@ -146,7 +146,7 @@ mod tests {
             mappings: None,
             stacks: &stacks,
         };
-        Ranked::of(Vec::new(), 0, &input, &Selection::default())
+        Ranked::of(Vec::new(), 0, &input, &Selection::default(), &mut |_| {})
     }
 
     fn at_rest() -> Stillness {

@@ -178,7 +178,7 @@ impl Tracer {
             early_stacks: Vec::new(),
             early_copies: Vec::new(),
             deferred: Deferred::default(),
-            naming: Naming::default(),
+            naming: Naming::new(selection.top == 0),
             sideband,
             covered: HashMap::new(),
             finished: Vec::new(),
@@ -236,6 +236,12 @@ impl Tracer {
     /// Whether the process is traced and lives.
     pub fn is_traced(&self, pid: u32) -> bool {
         self.targets.contains_key(&pid)
+    }
+
+    /// Whether every call stack will be seen some time: then names are found when there is time, not when a summary waits
+    /// for them. Otherwise for what is shown alone.
+    pub fn name_ahead(&mut self, is_ahead: bool) {
+        self.naming.set_ahead(is_ahead);
     }
 
     /// The targets that live.

@@ -14,6 +14,7 @@ use std::{
 use super::{
     clock,
     functions::Functions,
+    naming::Naming,
     stillness::Circumstances,
     target::{Recording, Tracked},
 };
@@ -33,6 +34,7 @@ use crate::{
         snapshot::{ContainerView, Exited, TargetView},
         stacks::{ImageKey, Stacks},
     },
+    symbolize::Symbolizer,
 };
 
 /// A block younger than this may be freed while the table is being read: it is not taken for a missed free.
@@ -51,6 +53,14 @@ pub struct Sources<'a> {
     pub selection: &'a Selection,
     /// Whether allocations of some sizes alone are recorded.
     pub has_size_filter: bool,
+}
+
+/// What finds names, for what is shown.
+pub(super) struct Names<'a> {
+    /// The stacks without names.
+    pub(super) naming: &'a mut Naming,
+    /// What finds them.
+    pub(super) symbolizer: &'a mut Symbolizer,
 }
 
 /// What user space knows that decides what is shown of a target.
@@ -83,24 +93,25 @@ pub fn heap_of(image: ImageKey, maps: &Maps) -> io::Result<Vec<(u64, SiteTotals)
 
 /// Builds the view of one target and adds to its history. `heap` are the image's totals by stack, where they were read;
 /// `tally` its counters, read before them.
-pub fn target_view(
+pub(super) fn target_view(
     target: &mut Tracked,
     heap: Option<Vec<(u64, SiteTotals)>>,
     tally: &Tally,
     sources: &Sources<'_>,
+    names: &mut Names<'_>,
 ) -> TargetView {
     let now_ns = clock::boot_ns();
     let is_running = target.exited.is_none();
     let facts = if is_running { process::inspect(target.pid()).ok() } else { None };
     let shown = match heap {
-        Some(heap) => read_sites(target, &heap, tally, now_ns, sources),
+        Some(heap) => read_sites(target, &heap, tally, now_ns, sources, names),
         None => repeat_sites(target, now_ns, sources).unwrap_or_else(|| {
             let heap = heap_of(target.image, sources.maps).unwrap_or_else(|error| {
                 tracing::warn!(%error, "reading the site table");
                 target.stillness.forget();
                 Vec::new()
             });
-            read_sites(target, &heap, tally, now_ns, sources)
+            read_sites(target, &heap, tally, now_ns, sources, names)
         }),
     };
     let has_size_filter = sources.has_size_filter;
@@ -141,6 +152,7 @@ fn read_sites(
     tally: &Tally,
     now_ns: u64,
     sources: &Sources<'_>,
+    names: &mut Names<'_>,
 ) -> Shown {
     let Sources { maps, stacks, functions, selection, .. } = *sources;
     let signature = signature(heap, tally, target);
@@ -164,7 +176,8 @@ fn read_sites(
         mappings: Some(&target.mappings),
         stacks,
     };
-    let ranked = analyse::rank(&input, &mut target.history, selection);
+    let mut name = |stack| names.naming.name(input.image, stack, stacks, names.symbolizer);
+    let ranked = analyse::rank(&input, &mut target.history, selection, &mut name);
     let shown = analyse::show(&ranked, &input, &target.history, selection, life(target));
     if is_settled && target.exited.is_none() {
         let circumstances = circumstances(target, stacks, selection);

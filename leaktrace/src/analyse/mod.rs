@@ -29,25 +29,25 @@ pub enum Life {
     CutShort,
 }
 
-/// One summary of a process image: its sites are collected, added to the history, ordered, cut and judged.
-pub fn summarise(input: &Input<'_>, history: &mut History, selection: &Selection, life: Life) -> Shown {
-    let ranked = rank(input, history, selection);
-    show(&ranked, input, history, selection, life)
-}
-
-/// Collects the sites of a process image, adds them to the history, orders and cuts them.
-pub fn rank(input: &Input<'_>, history: &mut History, selection: &Selection) -> Ranked {
+/// Collects the sites of a process image, adds them to the history, orders and cuts them. `name` gives a stack its names,
+/// and is asked to for those that are shown.
+pub fn rank(
+    input: &Input<'_>,
+    history: &mut History,
+    selection: &Selection,
+    name: &mut dyn FnMut(u64),
+) -> Ranked {
     let mut sites = collect(input, history, selection.older_ns);
     let mut loader_bytes = 0;
     sites.retain(|site| {
-        let is_loaders = site.is_loaders(input);
+        let is_loaders = site.is_loaders(input, name);
         if is_loaders {
             loader_bytes += site.totals.outstanding_bytes;
         }
         !is_loaders
     });
-    history.record(input.now_ns, sites.iter().map(|site| (site.id, site.point(input.now_ns))));
-    Ranked::of(sites, loader_bytes, input, selection)
+    history.record(input.now_ns, sites.iter().map(|site| (site.place, site.point(input.now_ns))));
+    Ranked::of(sites, loader_bytes, input, selection, name)
 }
 
 /// One more summary of a process image of which nothing has changed since `ranked`: the same as reading all of it again.
@@ -77,7 +77,7 @@ pub fn show(
         }
         let verified = site.verified(input);
         let judged = verified.as_ref().unwrap_or(site);
-        judge(judged, &history.points(site.id), life, || Arc::clone(frames))
+        judge(judged, &history.points(site.place), life, || Arc::clone(frames))
     })
 }
 

@@ -4,7 +4,7 @@ use leaktrace_common::heap::{Block, LIFETIME_BUCKETS, SiteTotals};
 use super::*;
 use crate::model::{
     blocks::Blocks,
-    site_id::SiteId,
+    site_id::PlaceId,
     sites::Corrections,
     snapshot::{Confidence, SiteKind, Totals},
     stacks::{ImageKey, Stacks},
@@ -28,7 +28,7 @@ fn series(values: &[(u64, u64)]) -> Vec<Point> {
 fn site(points: &[Point]) -> Site {
     let last = points.last().copied().unwrap_or_default();
     Site {
-        id: SiteId(1),
+        place: PlaceId(1),
         kind: SiteKind::Heap,
         totals: Totals {
             outstanding_bytes: last.outstanding_bytes,
@@ -158,15 +158,18 @@ fn what_the_runtimes_keep_for_themselves_is_no_finding() {
 fn stacks_of(image: ImageKey, hashes: impl IntoIterator<Item = u64>) -> Stacks {
     let mut stacks = Stacks::default();
     for stack in hashes {
-        stacks.insert(image, stack, &[stack], "complete", |address| {
-            vec![Frame {
-                function: Some(format!("f{address}")),
-                module: Some("/srv/app".to_owned()),
-                ..Frame::default()
-            }]
+        stacks.insert(image, stack, &[stack], "complete", |address| Frame {
+            function: Some(format!("f{address}")),
+            module: Some("/srv/app".to_owned()),
+            ..Frame::default()
         });
     }
     stacks
+}
+
+fn summarise(input: &Input<'_>, history: &mut History, selection: &Selection, life: Life) -> Shown {
+    let ranked = rank(input, history, selection, &mut |_| {});
+    show(&ranked, input, history, selection, life)
 }
 
 /// Three sites that grow, one of them from the middle on, until all of them stand still.
@@ -216,7 +219,7 @@ fn a_summary_that_is_repeated_is_the_one_that_would_be_read() {
                 repeat(ranked, &input, &mut repeated, &selection, Life::Running)
             }
             None => {
-                let ranked = rank(&input, &mut repeated, &selection);
+                let ranked = rank(&input, &mut repeated, &selection, &mut |_| {});
                 let shown = show(&ranked, &input, &repeated, &selection, Life::Running);
                 assert_eq!(ranked.is_still(), second >= GROWING_SECONDS);
                 kept = Some(ranked).filter(Ranked::is_still);

@@ -1,7 +1,7 @@
 //! What each site of one process image held at earlier summaries: a short time series of bounded size.
 use std::{borrow::Cow, collections::HashMap};
 
-use super::site_id::SiteId;
+use super::site_id::PlaceId;
 
 /// Points kept of one site; when there are more, the ones that lie closest together leave.
 pub const MAX_POINTS: usize = 24;
@@ -30,7 +30,7 @@ const MAX_HELD: usize = 32;
 /// The series of all sites of one process image.
 #[derive(Debug, Default)]
 pub struct History {
-    series: HashMap<SiteId, Vec<Point>>,
+    series: HashMap<PlaceId, Vec<Point>>,
     first_ns: Option<u64>,
     last_ns: Option<u64>,
     /// The last summary that is in the series.
@@ -41,7 +41,7 @@ pub struct History {
 
 impl History {
     /// Adds the points of one summary: sites that are missing keep what they had.
-    pub fn record(&mut self, time_ns: u64, points: impl IntoIterator<Item = (SiteId, Point)>) {
+    pub fn record(&mut self, time_ns: u64, points: impl IntoIterator<Item = (PlaceId, Point)>) {
         self.enter_held();
         for (id, point) in points {
             let series = self.series.entry(id).or_default();
@@ -70,7 +70,7 @@ impl History {
     }
 
     /// The points of a site, oldest first.
-    pub fn points(&self, id: SiteId) -> Cow<'_, [Point]> {
+    pub fn points(&self, id: PlaceId) -> Cow<'_, [Point]> {
         let series = self.series.get(&id).map_or(&[][..], Vec::as_slice);
         if self.held.is_empty() || !self.stands(series) {
             return Cow::Borrowed(series);
@@ -87,7 +87,7 @@ impl History {
 
     /// Bytes per second that a site's outstanding bytes changed by since the previous summary; `None` for the
     /// first one.
-    pub fn growth_bytes_per_second(&self, id: SiteId, time_ns: u64, outstanding_bytes: u64) -> Option<f64> {
+    pub fn growth_bytes_per_second(&self, id: PlaceId, time_ns: u64, outstanding_bytes: u64) -> Option<f64> {
         let previous_ns = self.last_ns?;
         let seconds = time_ns.checked_sub(previous_ns).filter(|ns| *ns > 0)? as f64 / 1e9;
         // Summaries that are held did not change it.
@@ -182,7 +182,7 @@ fn thin<T>(series: &mut Vec<T>, time_ns: impl Fn(&T) -> u64) {
 mod tests {
     use super::*;
 
-    const ID: SiteId = SiteId(1);
+    const ID: PlaceId = PlaceId(1);
 
     fn point(time_ns: u64, outstanding_bytes: u64) -> Point {
         Point { time_ns, outstanding_bytes, ..Point::default() }
@@ -208,7 +208,7 @@ mod tests {
         history.record(1_000_000_000, [(ID, point(1_000_000_000, 100))]);
         assert_eq!(history.growth_bytes_per_second(ID, 3_000_000_000, 300), Some(100.0));
         assert_eq!(history.growth_bytes_per_second(ID, 3_000_000_000, 0), Some(-50.0));
-        assert_eq!(history.growth_bytes_per_second(SiteId(2), 2_000_000_000, 50), Some(50.0));
+        assert_eq!(history.growth_bytes_per_second(PlaceId(2), 2_000_000_000, 50), Some(50.0));
     }
     #[test]
     fn summaries_without_news_leave_the_same_points_as_recording_them() {
@@ -221,12 +221,12 @@ mod tests {
             now += 7 + step as u64;
             values[0] += 10;
             values[1] += 3;
-            let mut points = vec![(SiteId(1), point(now, values[0]))];
+            let mut points = vec![(PlaceId(1), point(now, values[0]))];
             if step > 0 {
-                points.push((SiteId(2), point(now, values[1])));
+                points.push((PlaceId(2), point(now, values[1])));
             }
             if step < 3 {
-                points.push((SiteId(3), point(now, 5)));
+                points.push((PlaceId(3), point(now, 5)));
             }
             recorded.record(now, points.clone());
             held.record(now, points.clone());
@@ -236,9 +236,9 @@ mod tests {
                 recorded.record(now, again);
                 held.hold(now);
                 for id in 1..=4 {
-                    assert_eq!(held.points(SiteId(id)), recorded.points(SiteId(id)), "site {id} at {now}");
+                    assert_eq!(held.points(PlaceId(id)), recorded.points(PlaceId(id)), "site {id} at {now}");
                 }
-                let growth = |history: &History| history.growth_bytes_per_second(SiteId(1), now + 5, 77);
+                let growth = |history: &History| history.growth_bytes_per_second(PlaceId(1), now + 5, 77);
                 assert_eq!(growth(&held), growth(&recorded));
             }
         }

@@ -3,13 +3,14 @@
 //! While nothing of a process changes, its ranking stays as it is: only the ages in it move on. Knowing that nothing has
 //! changed is left to whoever keeps it.
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     sync::Arc,
 };
 
 use super::{
     blocks::Blocks,
     estimate::Moments,
+    site_id::SiteId,
     sites::{Input, Order, Selection, Site},
     snapshot::{BlockView, Finding, Frame, SiteKind, SiteView, TargetView, Totals},
 };
@@ -59,15 +60,22 @@ impl TargetView {
 pub struct Ranked {
     time_ns: u64,
     sites: Vec<Site>,
-    /// Their frames, in the same order.
-    frames: Vec<Arc<[Frame]>>,
+    /// Their ids and frames, in the same order.
+    names: Vec<(SiteId, Arc<[Frame]>)>,
     sums: Sums,
     is_still: bool,
 }
 
 impl Ranked {
-    /// Orders the sites and cuts them to the number asked for. `loader_bytes` are those of sites that were left out.
-    pub fn of(mut sites: Vec<Site>, loader_bytes: u64, input: &Input<'_>, selection: &Selection) -> Ranked {
+    /// Orders the sites and cuts them to the number asked for. `loader_bytes` are those of sites that were left out;
+    /// `name` gives a stack its names, and is asked to for those that are shown.
+    pub fn of(
+        mut sites: Vec<Site>,
+        loader_bytes: u64,
+        input: &Input<'_>,
+        selection: &Selection,
+        name: &mut dyn FnMut(u64),
+    ) -> Ranked {
         let mut sums = Sums { loader_bytes, ..Sums::default() };
         // A process without a sampled block still may hold some: its sums are estimates, too.
         sums.totals.sampled = input.blocks.and_then(Blocks::sample_interval_bytes).map(Moments::new);
@@ -94,8 +102,14 @@ impl Ranked {
         sites.sort_unstable_by(|a, b| compare(a, b, selection.order));
         sums.totals.settle();
         sums.cut_totals.settle();
-        let frames = sites.iter().map(|site| site.frames(input).into()).collect();
-        Ranked { time_ns: input.now_ns, sites, frames, sums, is_still }
+        let mut named = |site: &Site| {
+            site.stacks.first().copied().map_or((SiteId(0), Arc::default()), |stack| {
+                name(stack);
+                (input.stacks.id(input.image, stack, site.kind), site.frames(input).into())
+            })
+        };
+        let names = sites.iter().map(&mut named).collect();
+        Ranked { time_ns: input.now_ns, sites, names, sums, is_still }
     }
 
     /// Whether no site, the cut ones included, has grown or shrunk since the summary before.
@@ -138,15 +152,57 @@ impl Ranked {
             ),
             _ => HashMap::new(),
         };
-        let sites = self.sites.iter().zip(&self.frames).map(|(site, frames)| SiteView {
-            finding: judge(site, frames),
-            frames: Arc::clone(frames),
-            ..view(site, input, selection, &blocks)
-        });
-        Shown { sites: sites.collect(), sums: self.sums.clone() }
+        let mut sites: Vec<SiteView> = Vec::with_capacity(self.sites.len());
+        let mut known: HashMap<SiteId, usize> = HashMap::with_capacity(self.sites.len());
+        for (site, (id, frames)) in self.sites.iter().zip(&self.names) {
+            let view = SiteView {
+                id: id.to_string(),
+                finding: judge(site, frames),
+                frames: Arc::clone(frames),
+                ..view(site, input, selection, &blocks)
+            };
+            match known.entry(*id) {
+                Entry::Vacant(place) => {
+                    place.insert(sites.len());
+                    sites.push(view);
+                }
+                Entry::Occupied(place) => {
+                    if let Some(same) = sites.get_mut(*place.get()) {
+                        merge(same, view, selection);
+                    }
+                }
+            }
+        }
+        Shown { sites, sums: self.sums.clone() }
     }
 }
 
+/// Adds a site whose names turned out to be those of another one: two builds of a library in one process.
+fn merge(same: &mut SiteView, other: SiteView, selection: &Selection) {
+    same.totals.add(&other.totals);
+    same.totals.settle();
+    if let Some(growth) = other.growth_bytes_per_second {
+        *same.growth_bytes_per_second.get_or_insert(0.0) += growth;
+    }
+    same.oldest_age_ns = same.oldest_age_ns.max(other.oldest_age_ns);
+    for (sum, bucket) in same.lifetimes.iter_mut().zip(other.lifetimes) {
+        *sum = sum.saturating_add(bucket);
+    }
+    let confidence = |finding: &Option<Finding>| finding.as_ref().map(|finding| finding.confidence);
+    if confidence(&other.finding) > confidence(&same.finding) {
+        same.finding = other.finding;
+    }
+    same.blocks.extend(other.blocks);
+    order_blocks(&mut same.blocks, selection);
+}
+
+/// The oldest blocks first, as many as were asked for.
+fn order_blocks(blocks: &mut Vec<BlockView>, selection: &Selection) {
+    blocks.sort_unstable_by_key(|block| (std::cmp::Reverse(block.age_ns), block.address));
+    blocks.truncate(selection.blocks);
+}
+
+/// Without id, finding and frames.
 fn view(
     site: &Site,
     input: &Input<'_>,
@@ -168,10 +224,9 @@ fn view(
             .collect(),
         _ => site.stacks.iter().filter_map(|stack| blocks.get(stack)).flatten().copied().collect(),
     };
-    own.sort_unstable_by_key(|block| (std::cmp::Reverse(block.age_ns), block.address));
-    own.truncate(selection.blocks);
+    order_blocks(&mut own, selection);
     SiteView {
-        id: site.id.to_string(),
+        id: String::new(),
         kind: site.kind,
         totals,
         growth_bytes_per_second: site.growth_bytes_per_second,
@@ -191,7 +246,7 @@ pub(super) struct Rank<'a> {
     pub(super) oldest_age_ns: Option<u64>,
 }
 
-/// Descending by what was asked for, then by bytes; equal sites come in the order of their ids.
+/// Descending by what was asked for, then by bytes; equal sites come in the order of their places.
 fn compare(a: &Site, b: &Site, order: Order) -> std::cmp::Ordering {
     fn rank(site: &Site) -> Rank<'_> {
         Rank {
@@ -200,7 +255,7 @@ fn compare(a: &Site, b: &Site, order: Order) -> std::cmp::Ordering {
             oldest_age_ns: site.oldest_age_ns,
         }
     }
-    compare_ranks(&rank(a), &rank(b), order).then_with(|| a.id.cmp(&b.id))
+    compare_ranks(&rank(a), &rank(b), order).then_with(|| a.place.cmp(&b.place))
 }
 
 /// Like [`compare`] without ids.

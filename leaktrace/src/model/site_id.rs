@@ -23,13 +23,33 @@ impl std::fmt::Display for SiteId {
     }
 }
 
+/// A hash of where in which files the frames of a stack lie: what sites are told apart by before anybody has looked for
+/// names. In one run it is as good as the [`SiteId`]; from build to build it changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PlaceId(pub u64);
+
+/// The hash of the places of a stack whose allocations are of `kind`. A frame without a place in a file (generated code)
+/// goes in by its name.
+pub fn place_id<'a>(kind: SiteKind, frames: impl IntoIterator<Item = &'a Frame>) -> PlaceId {
+    let mut hash = Hash::of(kind);
+    for frame in frames.into_iter().filter(|frame| !frame.inlined) {
+        hash.part(frame.module.as_deref().map_or("", base_name).as_bytes());
+        hash.part(frame.build_id.as_deref().unwrap_or_default().as_bytes());
+        match (frame.module_offset, &frame.function) {
+            (Some(offset), _) => hash.part(&offset.to_le_bytes()),
+            (None, Some(function)) => {
+                hash.part(function.as_bytes());
+                hash.part(&frame.offset.unwrap_or(0).to_le_bytes());
+            }
+            (None, None) => hash.part(b"?"),
+        }
+    }
+    PlaceId(hash.finish())
+}
+
 /// The id of a stack whose allocations are of `kind`.
 pub fn site_id<'a>(kind: SiteKind, frames: impl IntoIterator<Item = &'a Frame>) -> SiteId {
-    let mut hash = Hash(0xcbf2_9ce4_8422_2325);
-    hash.part(match kind {
-        SiteKind::Heap => b"heap",
-        SiteKind::Mapping => b"mapping",
-    });
+    let mut hash = Hash::of(kind);
     for frame in frames.into_iter().filter(|frame| !frame.inlined) {
         hash.part(frame.module.as_deref().map_or("", base_name).as_bytes());
         match (&frame.function, frame.offset, frame.module_offset) {
@@ -47,7 +67,7 @@ pub fn site_id<'a>(kind: SiteKind, frames: impl IntoIterator<Item = &'a Frame>) 
 
 /// The id of a stack of which nothing but the kernel's hash is known.
 pub fn unknown_site_id(kind: SiteKind, stack: u64) -> SiteId {
-    let mut hash = Hash(0xcbf2_9ce4_8422_2325);
+    let mut hash = Hash(BASIS);
     hash.part(if kind == SiteKind::Heap { b"unknown heap" } else { b"unknown mapping" });
     hash.part(&stack.to_le_bytes());
     SiteId(hash.finish())
@@ -58,9 +78,20 @@ pub fn base_name(path: &str) -> &str {
     path.rsplit_once('/').map_or(path, |(_, name)| name)
 }
 
+const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+
 struct Hash(u64);
 
 impl Hash {
+    fn of(kind: SiteKind) -> Hash {
+        let mut hash = Hash(BASIS);
+        hash.part(match kind {
+            SiteKind::Heap => b"heap",
+            SiteKind::Mapping => b"mapping",
+        });
+        hash
+    }
+
     fn part(&mut self, bytes: &[u8]) {
         for byte in bytes.iter().chain(&[0xff]) {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
@@ -104,6 +135,20 @@ mod tests {
         moved.line = Some(7);
         let inlined = Frame { inlined: true, ..frame("/opt/server", Some("push"), 0) };
         assert_eq!(site_id(SiteKind::Heap, &plain), site_id(SiteKind::Heap, &[inlined, moved]));
+    }
+
+    #[test]
+    fn places_need_no_names_and_tell_builds_apart() {
+        let named = frame("/usr/bin/server", Some("main"), 0x10);
+        let unnamed = Frame { function: None, offset: None, ..named.clone() };
+        let id = place_id(SiteKind::Heap, [&named]);
+        assert_eq!(id, place_id(SiteKind::Heap, [&unnamed]));
+        assert_ne!(id, place_id(SiteKind::Mapping, [&named]));
+        let other_build = Frame { build_id: Some("ab".to_owned()), ..named.clone() };
+        assert_ne!(id, place_id(SiteKind::Heap, [&other_build]));
+        let generated = Frame { module_offset: None, ..named };
+        let other = Frame { function: Some("other".to_owned()), ..generated.clone() };
+        assert_ne!(place_id(SiteKind::Heap, [&generated]), place_id(SiteKind::Heap, [&other]));
     }
 
     #[test]

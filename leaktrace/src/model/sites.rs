@@ -1,6 +1,6 @@
 //! From kernel totals, live blocks and mappings to a target's sites.
 //!
-//! Two stacks with the same [`SiteId`] (a library loaded twice, say) are one site. Putting them in order is left to
+//! Two stacks with the same [`PlaceId`] (a library loaded twice, say) are one site. Putting them in order is left to
 //! `ranked`, judging them to `analyse`, which also runs the steps in their order; everything here is a pure function of its arguments.
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use super::{
     estimate::Moments,
     history::{History, Point},
     mappings::Mappings,
-    site_id::{SiteId, base_name},
+    site_id::{PlaceId, base_name},
     snapshot::{Frame, SiteKind, Totals},
     stacks::{ImageKey, Stacks},
 };
@@ -96,7 +96,7 @@ impl Corrections {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Site {
     /// See [`super::site_id`].
-    pub id: SiteId,
+    pub place: PlaceId,
     /// What it allocates.
     pub kind: SiteKind,
     /// Sums.
@@ -152,15 +152,23 @@ impl Site {
         self.kind == SiteKind::Mapping && self.stacks.iter().any(moved)
     }
 
-    /// Whether the dynamic linker mapped it: segments of libraries, its own memory.
-    pub fn is_loaders(&self, input: &Input<'_>) -> bool {
-        const LOADERS: [&str; 2] = ["ld-linux", "ld-musl"];
-        self.kind == SiteKind::Mapping
-            && self
-                .frames(input)
-                .first()
-                .and_then(|frame| frame.module.as_deref())
-                .is_some_and(|module| LOADERS.iter().any(|loader| base_name(module).starts_with(loader)))
+    /// Whether the dynamic linker mapped it: segments of libraries, its own memory. `name` gives a stack its names: musl's
+    /// linker is its C library, too, so that it takes the name of the function that mapped to tell.
+    pub fn is_loaders(&self, input: &Input<'_>, name: &mut dyn FnMut(u64)) -> bool {
+        const GNU: &str = "ld-linux";
+        const MUSL: &str = "ld-musl";
+        let is_in = |frame: Option<Frame>, loader: &str| {
+            frame.and_then(|frame| frame.module).is_some_and(|module| base_name(&module).starts_with(loader))
+        };
+        let Some(stack) = self.stacks.first().filter(|_| self.kind == SiteKind::Mapping) else {
+            return false;
+        };
+        let innermost = input.stacks.innermost(input.image, *stack);
+        if !is_in(innermost.clone(), MUSL) {
+            return is_in(innermost, GNU);
+        }
+        name(*stack);
+        is_in(self.frames(input).into_iter().next(), MUSL)
     }
 
     /// What goes into the history.
@@ -200,7 +208,7 @@ impl Site {
 /// All sites of a process image, in no order; `history` holds the earlier summaries. A site is listed while it has ever recorded anything; with
 /// `older_ns`, while it holds a block that old. With `older_ns` the outstanding sums are those of the old blocks.
 pub fn collect(input: &Input<'_>, history: &History, older_ns: Option<u64>) -> Vec<Site> {
-    let mut sites: HashMap<SiteId, Site> = HashMap::with_capacity(input.heap.len());
+    let mut sites: HashMap<PlaceId, Site> = HashMap::with_capacity(input.heap.len());
     let sums = input.blocks.map(|blocks| blocks.sums(input.now_ns, older_ns.unwrap_or(0)));
     let samples = input.blocks.and_then(|blocks| blocks.moments(input.now_ns, older_ns.unwrap_or(0)));
     let unverified = unverified_sums(input, older_ns);
@@ -228,7 +236,7 @@ pub fn collect(input: &Input<'_>, history: &History, older_ns: Option<u64>) -> V
     }
     for site in &mut sites {
         site.growth_bytes_per_second =
-            history.growth_bytes_per_second(site.id, input.now_ns, site.verified_bytes());
+            history.growth_bytes_per_second(site.place, input.now_ns, site.verified_bytes());
     }
     sites
 }
@@ -279,7 +287,7 @@ struct Held {
 }
 
 fn add(
-    sites: &mut HashMap<SiteId, Site>,
+    sites: &mut HashMap<PlaceId, Site>,
     input: &Input<'_>,
     kind: SiteKind,
     stack: u64,
@@ -288,8 +296,8 @@ fn add(
     held: Held,
 ) {
     let view = input.stacks.view(input.image, stack, kind);
-    let site = sites.entry(view.id).or_insert_with(|| Site {
-        id: view.id,
+    let site = sites.entry(view.place).or_insert_with(|| Site {
+        place: view.place,
         kind,
         totals: Totals::default(),
         growth_bytes_per_second: None,

@@ -142,42 +142,52 @@ impl Symbolizer {
     /// `exact` says that the address is an instruction (interrupted by a signal), not a return address; a return
     /// address is looked up one byte before, inside the call. Never empty.
     pub fn frames(&mut self, space: &AddressSpace, address: u64, exact: bool) -> Vec<Frame> {
+        let placed = self.placed(space, address, exact);
+        match space.module(address, exact) {
+            Some(module) => self.names(module, &placed, exact),
+            None => vec![placed],
+        }
+    }
+
+    /// What lies at an address, without the names that must be looked up in a file, which take long; other names and
+    /// reasons are there.
+    pub fn placed(&mut self, space: &AddressSpace, address: u64, exact: bool) -> Frame {
         let bare = Frame { address, ..Frame::default() };
-        let back = u64::from(!exact && address > 0);
+        let back = space::back(address, exact);
         match space.place(address - back) {
-            Place::Nothing => vec![Frame { reason: Some(reason::NOT_MAPPED), ..bare }],
-            Place::Generated => vec![self.generated(space.pid, bare, back)],
-            Place::Unopened { path, file_offset } => vec![Frame {
+            Place::Nothing => Frame { reason: Some(reason::NOT_MAPPED), ..bare },
+            Place::Generated => self.generated(space.pid, bare, back),
+            Place::Unopened { path, file_offset } => Frame {
                 module: Some(path),
                 module_offset: Some(file_offset + back),
                 reason: Some(reason::NOT_OPENED),
                 ..bare
-            }],
-            Place::File { module, file_offset } => self.in_module(&module, file_offset, back, address),
+            },
+            Place::File { module, file_offset } => Frame {
+                module: Some(module.path.clone()),
+                build_id: module.build_id.clone(),
+                module_offset: Some(file_offset + back),
+                ..bare
+            },
         }
     }
 
-    /// The frames at a place in a file; `file_offset` is that of the instruction, `back` bytes before `address`.
-    fn in_module(&mut self, module: &Arc<Module>, file_offset: u64, back: u64, address: u64) -> Vec<Frame> {
-        let bare = Frame {
-            address,
-            module: Some(module.path.clone()),
-            build_id: module.build_id.clone(),
-            module_offset: Some(file_offset + back),
-            ..Frame::default()
-        };
+    /// The names of a frame of which [`Symbolizer::placed`] said where in which file it lies. Never empty.
+    pub fn names(&mut self, module: &Arc<Module>, placed: &Frame, exact: bool) -> Vec<Frame> {
+        let back = space::back(placed.address, exact);
+        let file_offset = placed.module_offset.unwrap_or(0).saturating_sub(back);
         let Some(virtual_offset) = module.virtual_offset(file_offset) else {
             let reason = if module.layout.is_some() { reason::OUTSIDE } else { reason::NOT_ELF };
-            return vec![Frame { reason: Some(reason), ..bare }];
+            return vec![Frame { reason: Some(reason), ..placed.clone() }];
         };
         let names = self.resolve(module, virtual_offset);
         names
             .iter()
             .map(|name| Frame {
-                address: bare.address,
-                module: bare.module.clone(),
-                build_id: bare.build_id.clone(),
-                module_offset: bare.module_offset,
+                address: placed.address,
+                module: placed.module.clone(),
+                build_id: placed.build_id.clone(),
+                module_offset: placed.module_offset,
                 offset: name.offset.map(|offset| offset + back),
                 ..name.clone()
             })

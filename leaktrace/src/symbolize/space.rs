@@ -129,10 +129,7 @@ impl AddressSpace {
 
     /// What lies at an address.
     pub fn place(&self, address: u64) -> Place {
-        let index = self.regions.partition_point(|region| region.end <= address);
-        let Some(region) = self.regions.get(index).filter(|region| region.start <= address) else {
-            return Place::Nothing;
-        };
+        let Some(region) = self.region(address) else { return Place::Nothing };
         let file_offset = (address - region.start).saturating_add(region.offset);
         match &region.content {
             Content::File(module) => Place::File { module: module.clone(), file_offset },
@@ -141,9 +138,22 @@ impl AddressSpace {
         }
     }
 
+    /// The file that a frame lies in: of a return address, that of the call before it.
+    pub fn module(&self, address: u64, exact: bool) -> Option<&Arc<Module>> {
+        match &self.region(address - back(address, exact))?.content {
+            Content::File(module) => Some(module),
+            Content::Unopened(_) | Content::Generated => None,
+        }
+    }
+
     /// Whether code lies at an address; if not, the process has probably mapped more since.
     pub fn contains(&self, address: u64) -> bool {
-        !matches!(self.place(address), Place::Nothing)
+        self.region(address).is_some()
+    }
+
+    fn region(&self, address: u64) -> Option<&Region> {
+        let index = self.regions.partition_point(|region| region.end <= address);
+        self.regions.get(index).filter(|region| region.start <= address)
     }
 
     fn same(&self, entry: &MapEntry) -> Option<Content> {
@@ -160,6 +170,12 @@ impl AddressSpace {
         };
         (same && region.end == entry.end).then(|| region.content.clone())
     }
+}
+
+/// How far before a frame's address the instruction is looked up: a return address lies behind its call, and the call
+/// may be the last instruction of its function.
+pub(super) fn back(address: u64, exact: bool) -> u64 {
+    u64::from(!exact && address > 0)
 }
 
 fn content(pid: u32, entry: &MapEntry, modules: &mut Modules) -> Content {

@@ -149,6 +149,8 @@ pub async fn run(config: Config, path: Option<&Path>, set_level: SetLevel) -> Re
     let store = open_store(&config)?;
     let listener = http::listen(&config.http)?;
     let mut tracer = Tracer::new(trace_options(&config)?, selection(&config, false))?;
+    // Files hold all call stacks.
+    tracer.name_ahead(store.is_some());
     tracer.follow_orders(orders(&config))?;
     let rings = Rings::of(&tracer)?;
     let started = clock::wall_ns();

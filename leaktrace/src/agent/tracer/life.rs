@@ -45,7 +45,6 @@ impl Tracer {
             return;
         }
         self.finish_all_copies(Some(old.image));
-        self.name_all(Some(old.image));
         let mut view = self.view_of(&mut old);
         view.execed = true;
         self.finish(view);
@@ -124,7 +123,6 @@ impl Tracer {
         self.drain_stacks();
         let Some(mut target) = self.targets.remove(&pid) else { return };
         self.finish_all_copies(Some(target.image));
-        self.name_all(Some(target.image));
         let oom_killed = target.oom.is_some();
         target.exited = Some(Exited { oom_killed, ..status });
         self.is_urgent |= oom_killed;

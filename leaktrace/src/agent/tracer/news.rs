@@ -53,18 +53,19 @@ impl Tracer {
         while self.drain_batch() == BATCH {}
         self.look_again();
         self.finish_copies();
-        self.naming.name_some(NAMED_AT_A_TIME, &mut self.stacks, &mut self.symbolizer);
+        self.naming.name_some(NAMED_AT_A_TIME, &self.stacks, &mut self.symbolizer);
         self.drain_calls();
         self.settle();
     }
 
     pub(super) fn drain_calls(&mut self) {
         while let Some(Event::Call(call)) = next(&mut self.call_records) {
-            if self.has_work() {
+            let image = ImageKey { tgid: call.header.tgid, generation: call.header.generation };
+            if !self.stacks.contains(image, call.stack) {
                 self.drain_stacks();
-                self.name_all(None);
             }
-            let view = self.call_view(&call);
+            self.naming.name(image, call.stack, &self.stacks, &mut self.symbolizer);
+            let view = self.call_view(image, &call);
             self.calls.push(view);
         }
     }
@@ -161,7 +162,6 @@ impl Tracer {
         let mut change = *change;
         let is_seen = target.care.recording == Recording::On && target.sample_interval_bytes == 0;
         if change.stack != 0 && !is_seen {
-            self.naming.name_all(Some(target.image), &mut self.stacks, &mut self.symbolizer);
             // The kernel knows only of allocation calls that are recorded; the stack tells of the others.
             let frames = self.stacks.frames(target.image, change.stack);
             change.in_allocator |= u32::from(target.is_in_allocator(&frames));
@@ -169,8 +169,7 @@ impl Tracer {
         target.mappings.apply(&change);
     }
 
-    pub(super) fn call_view(&self, call: &Call) -> CallView {
-        let image = ImageKey { tgid: call.header.tgid, generation: call.header.generation };
+    pub(super) fn call_view(&self, image: ImageKey, call: &Call) -> CallView {
         let target = self.targets.get(&call.header.tgid);
         let is_free = call.free != 0;
         CallView {

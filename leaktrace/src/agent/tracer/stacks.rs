@@ -1,11 +1,11 @@
-//! Stacks as they come, those that were copied because a table was missing, and when their names are found.
+//! Stacks as they come, and those that were copied because a table was missing.
 use std::rc::Rc;
 
 use leaktrace_common::unwind::{FRAME_ADDRESS, Stop};
 
 use super::{PATIENCE, Tracer, clock};
 use crate::{
-    agent::{deferred::Waiting, naming::Unnamed},
+    agent::{deferred::Waiting, naming::Arrived},
     drain::decode::{CopyRecord, StackRecord},
     model::stacks::ImageKey,
 };
@@ -59,14 +59,15 @@ impl Tracer {
         {
             return;
         }
-        self.naming.push(Unnamed {
+        let arrived = Arrived {
             image: *image,
             hash: copy.hash,
-            frames: stack.frames,
+            frames: &stack.frames,
             end: stack.stop.name(),
-            space,
+            space: &space,
             is_completion: true,
-        });
+        };
+        self.naming.add(&arrived, &mut self.stacks, &mut self.symbolizer);
     }
 
     pub(super) fn copy_seen(&mut self, record: &CopyRecord) {
@@ -105,23 +106,19 @@ impl Tracer {
             self.targets.insert(pid, target);
         }
         let Some(target) = self.targets.get(&pid) else { return };
-        self.naming.push(Unnamed {
+        let arrived = Arrived {
             image,
             hash: record.hash,
-            frames: record.frames.clone(),
+            frames: &record.frames,
             end: record.stop.name(),
-            space: Rc::clone(&target.code.at(record.header.time_ns).space),
+            space: &target.code.at(record.header.time_ns).space,
             is_completion: false,
-        });
+        };
+        self.naming.add(&arrived, &mut self.stacks, &mut self.symbolizer);
     }
 
-    /// Whether stacks wait for their names: then there is work without news from the kernel.
+    /// Whether names are worth finding now: then there is work without news from the kernel.
     pub fn has_work(&self) -> bool {
-        !self.naming.is_done()
-    }
-
-    /// Finds the names of all stacks of an image, or of all images.
-    pub(super) fn name_all(&mut self, image: Option<ImageKey>) {
-        self.naming.name_all(image, &mut self.stacks, &mut self.symbolizer);
+        self.naming.has_work()
     }
 }

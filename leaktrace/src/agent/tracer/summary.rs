@@ -33,7 +33,6 @@ impl Tracer {
         if last {
             self.finish_all_copies(None);
         }
-        self.name_all(None);
         let mut views = std::mem::take(&mut self.finished);
         let mut tally = self.tally_of_gone;
         let mut targets = std::mem::take(&mut self.targets);
@@ -52,6 +51,7 @@ impl Tracer {
                 mismatches = tally.of(Counter::ReuseMismatches),
                 complete = tally.of(Counter::StopComplete),
                 cut_at_limit = tally.of(Counter::StopDepth),
+                named = self.naming.named(),
                 "stacks were taken"
             );
         }
@@ -137,6 +137,7 @@ impl Tracer {
             selection: &self.selection,
             has_size_filter: self.options.min_size_bytes > 0 || self.options.max_size_bytes < u64::MAX,
         };
-        view::target_view(target, heap, tally, &sources)
+        let mut names = view::Names { naming: &mut self.naming, symbolizer: &mut self.symbolizer };
+        view::target_view(target, heap, tally, &sources, &mut names)
     }
 }

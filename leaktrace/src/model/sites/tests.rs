@@ -29,8 +29,11 @@ fn block(size_bytes: u64, born_ns: u64, stack: u64) -> Block {
 fn stacks() -> Stacks {
     let mut stacks = Stacks::default();
     for (hash, name) in [(1, "one"), (2, "two"), (3, "three"), (4, "three")] {
-        stacks.insert(IMAGE, hash, &[hash], "complete", |address| {
-            vec![Frame { address, function: Some(name.to_owned()), offset: Some(1), ..Frame::default() }]
+        stacks.insert(IMAGE, hash, &[hash], "complete", |address| Frame {
+            address,
+            function: Some(name.to_owned()),
+            offset: Some(1),
+            ..Frame::default()
         });
     }
     stacks
@@ -58,7 +61,7 @@ fn run(
 }
 
 fn shown(sites: Vec<Site>, input: &Input<'_>, selection: &Selection) -> Shown {
-    Ranked::of(sites, 0, input, selection).show(input, selection, |_, _| None)
+    Ranked::of(sites, 0, input, selection, &mut |_| {}).show(input, selection, |_, _| None)
 }
 
 fn names(shown: &Shown) -> Vec<&str> {
@@ -89,9 +92,8 @@ fn the_cut_says_what_it_hides() {
 #[test]
 fn growth_orders_by_the_change_since_the_last_summary() {
     let mut history = History::default();
-    let before = run(&[(1, totals((500, 1), (0, 0)))], None, &history, Selection::default());
-    let id = SiteId(u64::from_str_radix(&before.sites[0].id, 16).unwrap());
-    history.record(0, [(id, Point { outstanding_bytes: 500, ..Point::default() })]);
+    let place = stacks().view(IMAGE, 1, SiteKind::Heap).place;
+    history.record(0, [(place, Point { outstanding_bytes: 500, ..Point::default() })]);
     let heap = [(1, totals((500, 1), (0, 0))), (2, totals((100, 1), (0, 0)))];
     let shown = run(&heap, None, &history, Selection { order: Order::Growth, ..Selection::default() });
     assert_eq!(names(&shown), ["two", "one"]);
@@ -149,8 +151,10 @@ fn ten_thousand_sites_and_a_million_blocks_take_seconds_at_the_very_most() {
     let heap: Vec<(u64, SiteTotals)> =
         (0..10_000).map(|s| (s + 2, totals((100 * 64, 100), (0, 0)))).collect();
     for (stack, _) in &heap {
-        stacks.insert(IMAGE, *stack, &[stack % 1000, stack / 1000], "complete", |address| {
-            vec![Frame { address, function: Some(format!("f{address}")), ..Frame::default() }]
+        stacks.insert(IMAGE, *stack, &[stack % 1000, stack / 1000], "complete", |address| Frame {
+            address,
+            function: Some(format!("f{address}")),
+            ..Frame::default()
         });
     }
     let begun = Instant::now();

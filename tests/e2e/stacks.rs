@@ -58,84 +58,35 @@ fn equal(compiler: &str, flags: &[&str]) -> Result<()> {
     std::fs::remove_dir_all(folder).context("a folder cannot be removed")
 }
 
-#[test]
-fn stacks_of_gcc_o2_are_right() -> Result<()> {
-    equal("g++", &["-O2"])
+/// One test for each way to compile.
+macro_rules! equal_tests {
+    ($( $name:ident: $compiler:literal, $flags:tt; )+) => {
+        $(
+            #[test]
+            fn $name() -> Result<()> {
+                equal($compiler, &$flags)
+            }
+        )+
+    };
 }
 
-#[test]
-fn stacks_of_gcc_o3_are_right() -> Result<()> {
-    equal("g++", &["-O3"])
-}
-
-#[test]
-fn stacks_of_gcc_with_frame_pointers_are_right() -> Result<()> {
-    equal("g++", &["-O2", "-fno-omit-frame-pointer"])
-}
-
-#[test]
-fn stacks_of_gcc_static_are_right() -> Result<()> {
-    equal("g++", &["-O2", "-static", "-DSTATIC"])
-}
-
-#[test]
-fn stacks_of_gcc_static_pie_are_right() -> Result<()> {
-    equal("g++", &["-O2", "-static-pie", "-fPIE", "-DSTATIC"])
-}
-
-#[test]
-fn stacks_of_gcc_no_pie_are_right() -> Result<()> {
-    equal("g++", &["-O2", "-no-pie", "-fno-pie"])
-}
-
-#[test]
-fn stacks_of_gcc_with_lld_are_right() -> Result<()> {
-    equal("g++", &["-O2", "-fuse-ld=lld"])
-}
-
-#[test]
-fn stacks_of_gcc_with_control_flow_protection_are_right() -> Result<()> {
-    equal("g++", &["-O2", "-fcf-protection"])
-}
-
-#[test]
-fn stacks_of_clang_o2_are_right() -> Result<()> {
-    equal("clang++", &["-O2"])
-}
-
-#[test]
-fn stacks_of_clang_o3_are_right() -> Result<()> {
-    equal("clang++", &["-O3"])
-}
-
-#[test]
-fn stacks_of_clang_with_frame_pointers_are_right() -> Result<()> {
-    equal("clang++", &["-O2", "-fno-omit-frame-pointer"])
-}
-
-#[test]
-fn stacks_of_clang_static_are_right() -> Result<()> {
-    equal("clang++", &["-O2", "-static", "-DSTATIC"])
-}
-
-#[test]
-fn stacks_of_clang_static_pie_are_right() -> Result<()> {
-    equal("clang++", &["-O2", "-static-pie", "-fPIE", "-DSTATIC"])
-}
-
-#[test]
-fn stacks_of_clang_no_pie_are_right() -> Result<()> {
-    equal("clang++", &["-O2", "-no-pie", "-fno-pie"])
-}
-
-#[test]
-fn stacks_of_clang_with_lld_are_right() -> Result<()> {
-    equal("clang++", &["-O2", "-fuse-ld=lld"])
-}
-
-#[test]
-fn stacks_of_clang_with_control_flow_protection_are_right() -> Result<()> {
-    equal("clang++", &["-O2", "-fcf-protection"])
+equal_tests! {
+    stacks_of_gcc_o2_are_right: "g++", ["-O2"];
+    stacks_of_gcc_o3_are_right: "g++", ["-O3"];
+    stacks_of_gcc_with_frame_pointers_are_right: "g++", ["-O2", "-fno-omit-frame-pointer"];
+    stacks_of_gcc_static_are_right: "g++", ["-O2", "-static", "-DSTATIC"];
+    stacks_of_gcc_static_pie_are_right: "g++", ["-O2", "-static-pie", "-fPIE", "-DSTATIC"];
+    stacks_of_gcc_no_pie_are_right: "g++", ["-O2", "-no-pie", "-fno-pie"];
+    stacks_of_gcc_with_lld_are_right: "g++", ["-O2", "-fuse-ld=lld"];
+    stacks_of_gcc_with_control_flow_protection_are_right: "g++", ["-O2", "-fcf-protection"];
+    stacks_of_clang_o2_are_right: "clang++", ["-O2"];
+    stacks_of_clang_o3_are_right: "clang++", ["-O3"];
+    stacks_of_clang_with_frame_pointers_are_right: "clang++", ["-O2", "-fno-omit-frame-pointer"];
+    stacks_of_clang_static_are_right: "clang++", ["-O2", "-static", "-DSTATIC"];
+    stacks_of_clang_static_pie_are_right: "clang++", ["-O2", "-static-pie", "-fPIE", "-DSTATIC"];
+    stacks_of_clang_no_pie_are_right: "clang++", ["-O2", "-no-pie", "-fno-pie"];
+    stacks_of_clang_with_lld_are_right: "clang++", ["-O2", "-fuse-ld=lld"];
+    stacks_of_clang_with_control_flow_protection_are_right: "clang++", ["-O2", "-fcf-protection"];
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 use super::{
     escape::escape,
     text::{self, Style},
-    units,
+    units, words,
 };
 use crate::model::{
     diff::{Diff, Process, Row, Side, difference},
@@ -63,7 +63,7 @@ fn side(out: &mut String, name: &str, side: &Side) -> fmt::Result {
         units::wall_time(side.time),
         units::duration(traced),
         escape(&side.host),
-        text::mode(side.mode),
+        words::mode(side.mode),
         processes(&side.processes)
     )
 }
@@ -117,7 +117,7 @@ fn row(out: &mut String, number: usize, width: usize, row: &Row, style: Style) -
     writeln!(out, ", {}  [{}]", names.join(", "), escape(&row.id))?;
     let indent = width + 4;
     if let Some(finding) = &row.finding {
-        writeln!(out, "{:indent$}{}: {}", "", text::verdict(finding.confidence), escape(&finding.evidence))?;
+        writeln!(out, "{:indent$}{}: {}", "", words::verdict(finding.confidence), escape(&finding.evidence))?;
     }
     out.write_str(&text::stack(&row.frames, row.stack_end, indent, style))
 }

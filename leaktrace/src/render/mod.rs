@@ -8,4 +8,5 @@ pub mod ps;
 pub mod report;
 pub mod text;
 pub mod trace;
+mod words;
 pub use crate::model::units;

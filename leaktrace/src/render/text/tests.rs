@@ -2,7 +2,7 @@
 use super::*;
 use crate::model::{
     estimate::Moments,
-    snapshot::{Exited, Finding},
+    snapshot::{ContainerView, Exited, Finding, Totals},
 };
 
 fn named(function: &str) -> Frame {

@@ -220,6 +220,8 @@ impl Service {
                 () = sleep_until(next_evaluation) => Event::Evaluate,
                 command = asked.recv() => Event::Command(command),
                 () = rings.readable() => Event::Ring,
+                // Names for the files, while nothing else is to be done.
+                () = std::future::ready(()), if self.tracer.has_work() => Event::Ring,
             };
             match event {
                 Event::Ring => {

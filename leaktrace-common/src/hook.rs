@@ -71,21 +71,23 @@ pub struct Hook {
     pub nests: bool,
     /// What a hit costs the target, in units of [`COST_UNIT_NS`], as it was measured on this host.
     pub cost: u8,
-    /// The slot of the process that the probe is set for, below [`HIT_SLOTS`]: what every hit needs is found by it
+    /// The slot of the process that the probe is set for, below [`SLOTS`]: what every hit needs is found by it
     /// without a hash.
-    pub process: u16,
+    pub process: u32,
 }
 
 /// Unit of [`Hook::cost`]: a single-stepped probe takes up to 20 µs.
 pub const COST_UNIT_NS: u64 = 128;
 
-/// Slots of processes: a process's slot is its table's key, masked.
-pub const HIT_SLOTS: u32 = 1024;
-const _: () = assert!(HIT_SLOTS.is_power_of_two());
+/// Slots of processes: a process's slot is its table's key, masked. No two processes have one slot at a time, and no
+/// two tables ever one key.
+pub const SLOTS: u32 = 2048;
+const _: () = assert!(SLOTS.is_power_of_two());
 
 /// The slot of the process whose table of live blocks has this key.
-pub const fn slot_of_table(table: u32) -> u16 {
-    (table & (HIT_SLOTS - 1)) as u16
+#[inline(always)]
+pub const fn slot_of_table(table: u32) -> u32 {
+    table & (SLOTS - 1)
 }
 
 /// Probe hits of a process, on one CPU.
@@ -124,7 +126,7 @@ impl Hook {
     }
 
     /// Packs the descriptor. Bits from 0: shape 3, size 3, count 3, pointer 3, four flags,
-    /// function 16, return slot 8, size model 3, cost 8, process 10.
+    /// function 16, return slot 8, size model 3, cost 8, process 11.
     pub const fn to_cookie(self) -> u64 {
         (self.shape as u64)
             | (self.size as u64 & 7) << 3
@@ -138,7 +140,7 @@ impl Hook {
             | (self.return_slot_words as u64) << 32
             | (self.size_model as u64) << 40
             | (self.cost as u64) << 43
-            | (self.process as u64 & (HIT_SLOTS as u64 - 1)) << 51
+            | (self.process as u64 & (SLOTS as u64 - 1)) << 51
     }
 
     /// Unpacks a descriptor; bits that [`Hook::to_cookie`] does not set are ignored.
@@ -157,7 +159,7 @@ impl Hook {
             size_model: SizeModel::from_bits(cookie >> 40),
             nests: cookie >> 15 & 1 != 0,
             cost: (cookie >> 43) as u8,
-            process: (cookie >> 51) as u16 & (HIT_SLOTS as u16 - 1),
+            process: (cookie >> 51) as u32 & (SLOTS - 1),
         }
     }
 }
@@ -190,7 +192,7 @@ mod tests {
                 size_model: SizeModel::GlibcChunk,
                 nests: true,
                 cost: 0xa7,
-                process: 0x3a5,
+                process: 0x7a5,
             };
             assert_eq!(Hook::from_cookie(hook.to_cookie()), hook);
             let bare = Hook::new(shape);

@@ -1,7 +1,7 @@
-//! TARGETS: which processes are traced, and how.
+//! TARGETS and PROCESSES: which processes are traced, and how.
 use crate::{Plain, assert_layout};
 
-/// Value of the TARGETS map, keyed by tgid: its presence means that the process is traced.
+/// Value of the TARGETS map, by slot ([`crate::hook::slot_of_table`]). With [`flags::TRACED`] the process is traced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Target {
@@ -32,8 +32,24 @@ unsafe impl Plain for Target {}
 /// No mapping table yet: stacks stop at their first frame with `NoMapping`.
 pub const NO_SLOT: u32 = u32::MAX;
 
+/// Value of the PROCESSES map, keyed by tgid: where a traced process's settings are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Process {
+    /// Key of the table of live blocks, and by it the slot: its own, or that of the parent whose memory it shares.
+    pub table: u32,
+    /// The parent's image when it began to share that.
+    pub generation: u32,
+}
+assert_layout!(Process, size = 8, align = 4);
+// SAFETY: `repr(C)`, integers only, no padding (asserted by its size).
+unsafe impl Plain for Process {}
+
 /// The tally of what belongs to no target: no process has this id.
 pub const NOBODY: u32 = 0;
+
+/// The slot that no process gets.
+pub const NOBODYS_SLOT: u32 = 0;
 
 /// Bits of [`Target::flags`].
 pub mod flags {
@@ -53,4 +69,6 @@ pub mod flags {
     pub const FOLLOW: u32 = 1 << 5;
     /// Guess no step of a stack: it ends where nothing says how to go on.
     pub const NO_GUESSES: u32 = 1 << 7;
+    /// The process is traced: the entry is not one that was left behind.
+    pub const TRACED: u32 = 1 << 8;
 }

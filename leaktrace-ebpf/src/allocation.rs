@@ -14,10 +14,11 @@ use leaktrace_common::{
 
 use crate::{
     count::{count, hit},
-    maps::{CALLS, TARGETS},
+    maps::CALLS,
     registers::{Registers, read_user},
     sample, site,
     stack::{self, Start},
+    target,
     thread::{self, NO_OLD_BLOCK, Thread},
 };
 
@@ -26,21 +27,19 @@ use crate::{
 pub struct Caller {
     /// Thread.
     pub tid: u32,
-    /// Process.
-    pub tgid: u32,
     /// Its settings.
     pub target: &'static Target,
 }
 
 impl Caller {
-    /// The current thread, if its process's allocations are traced. No map but TARGETS is touched.
+    /// The current thread at the probe of `hook`, if its process's allocations are traced. No map is touched but
+    /// TARGETS, and PROCESSES if the probe is not set for this process.
     #[inline(always)]
-    pub fn traced(regs: &Registers) -> Option<Caller> {
+    pub fn traced(regs: &Registers, hook: Hook) -> Option<Caller> {
         let (tid, tgid) = thread::current();
-        // SAFETY: the entry stays while the program runs; only the exec of this very thread writes into it.
-        let target = unsafe { TARGETS.get(tgid) }?;
+        let target = target::at_probe(hook, tgid)?;
         let is_wanted = target.flags & flags::ALLOCATIONS != 0 && regs.is_64_bit();
-        is_wanted.then_some(Caller { tid, tgid, target })
+        is_wanted.then_some(Caller { tid, target })
     }
 }
 
@@ -48,8 +47,6 @@ impl Caller {
 pub struct Hit<'a> {
     /// Thread.
     pub tid: u32,
-    /// Process.
-    pub tgid: u32,
     /// Its settings.
     pub target: &'static Target,
     /// Its state.
@@ -62,20 +59,20 @@ impl<'a> Hit<'a> {
     /// The hit of a thread, counted as `counter`; `None` when there is no room for the thread's state.
     #[inline(always)]
     pub fn new(caller: Caller, regs: &'a Registers, counter: Counter) -> Option<Hit<'a>> {
-        let Caller { tid, tgid, target } = caller;
-        count(tgid, counter);
+        let Caller { tid, target } = caller;
+        count(target, counter);
         let Some(thread) = thread::entry(tid) else {
-            count(tgid, Counter::ThreadsFull);
+            count(target, Counter::ThreadsFull);
             return None;
         };
         // SAFETY: the entry belongs to the current thread and stays while its program runs.
-        Some(Hit { tid, tgid, target, thread: unsafe { &mut *thread }, regs })
+        Some(Hit { tid, target, thread: unsafe { &mut *thread }, regs })
     }
 
     /// Who it is.
     #[inline(always)]
     pub fn caller(&self) -> Caller {
-        Caller { tid: self.tid, tgid: self.tgid, target: self.target }
+        Caller { tid: self.tid, target: self.target }
     }
 
     /// Whether the current call, whose return address is at `slot`, runs inside the call under way. Drops the
@@ -108,7 +105,7 @@ impl<'a> Hit<'a> {
     /// Ends the call under way without a result.
     #[inline(always)]
     pub fn abandon(&mut self, cause: Counter) {
-        count(self.tgid, cause);
+        count(self.target, cause);
         self.restore_old();
         self.thread.call.slot = 0;
     }
@@ -117,7 +114,7 @@ impl<'a> Hit<'a> {
     fn restore_old(&mut self) {
         let call = &self.thread.call;
         if call.old.size_bytes != NO_OLD_BLOCK {
-            site::restore(self.tgid, self.target, call.pointer, &call.old);
+            site::restore(self.target, call.pointer, &call.old);
         }
     }
 }
@@ -152,7 +149,7 @@ pub fn enter(regs: &Registers, cookie: u64, can_skip: bool) -> bool {
             None => is_recorded = 0,
         }
     }
-    let Some(caller) = Caller::traced(regs) else { return false };
+    let Some(caller) = Caller::traced(regs, hook) else { return false };
     if interval_bytes != 0 {
         if hook.shape == Shape::Allocate && !is_wanted(caller.target, size_bytes) {
             return false;
@@ -173,21 +170,21 @@ pub fn enter(regs: &Registers, cookie: u64, can_skip: bool) -> bool {
         // are allocations of their own, and the outer one most likely ends by the exception.
         hit.abandon(Counter::ThrownCalls);
     } else if hit.is_nested(slot, tail_call) {
-        count(hit.tgid, Counter::NestedCalls);
+        count(hit.target, Counter::NestedCalls);
         return false;
     }
     // A call around this one would have taken the old block out.
     let may_be_inside = interval_bytes != 0 && !ends_old;
     if may_be_inside && sample::is_in_passed(&mut hit, slot, cookie, size_bytes) {
-        count(hit.tgid, Counter::NestedCalls);
+        count(hit.target, Counter::NestedCalls);
         return false;
     }
     if hook.shape == Shape::Allocate && !is_wanted(hit.target, size_bytes) {
-        count(hit.tgid, Counter::FilteredBySize);
+        count(hit.target, Counter::FilteredBySize);
         return false;
     }
     let Some(return_address) = read_user(slot) else {
-        count(hit.tgid, Counter::ReadFailures);
+        count(hit.target, Counter::ReadFailures);
         return false;
     };
     let call = &mut hit.thread.call;
@@ -209,7 +206,7 @@ pub fn enter(regs: &Registers, cookie: u64, can_skip: bool) -> bool {
     if hook.may_throw && is_recorded != 0 {
         // At its exits the callee-saved registers may not be the caller's: take the stack now.
         let start = Start { ip: return_address, sp: slot.wrapping_add(8), exact: false };
-        hit.thread.call.stack = stack::take(hit.tid, hit.target.owner, hit.target, hit.thread, regs, start);
+        hit.thread.call.stack = stack::take(hit.tid, hit.target, hit.thread, regs, start);
     }
     true
 }
@@ -230,19 +227,18 @@ pub fn leave(regs: &Registers, slot: u64) {
     if thread.call.slot != slot {
         return;
     }
-    // SAFETY: as in `Caller::traced`.
-    let Some(target) = (unsafe { TARGETS.get(tgid) }) else { return };
-    let mut hit = Hit { tid, tgid, target, thread, regs };
-    let hook = Hook::from_cookie(hit.thread.call.cookie);
+    let hook = Hook::from_cookie(thread.call.cookie);
+    let Some(target) = target::at_probe(hook, tgid) else { return };
+    let mut hit = Hit { tid, target, thread, regs };
     match outcome(&hit, hook) {
         Outcome::Allocated(address) => finish(&mut hit, hook, address),
         Outcome::Freed => end_old(&mut hit),
         Outcome::Failed => {
-            count(tgid, Counter::FailedCalls);
+            count(target, Counter::FailedCalls);
             hit.restore_old();
         }
         Outcome::Unreadable => {
-            count(tgid, Counter::ReadFailures);
+            count(target, Counter::ReadFailures);
             hit.restore_old();
         }
     }
@@ -272,9 +268,8 @@ pub fn thrown(regs: &Registers) {
     if thread.call.slot == 0 || regs.stack_pointer >= thread.call.slot {
         return;
     }
-    // SAFETY: as in `Caller::traced`.
-    let Some(target) = (unsafe { TARGETS.get(tgid) }) else { return };
-    let mut hit = Hit { tid, tgid, target, thread, regs };
+    let Some(target) = target::at_probe(Hook::from_cookie(thread.call.cookie), tgid) else { return };
+    let mut hit = Hit { tid, target, thread, regs };
     hit.abandon(Counter::ThrownCalls);
 }
 
@@ -316,7 +311,7 @@ fn finish(hit: &mut Hit<'_>, hook: Hook, address: u64) {
     }
     let size_bytes = hit.thread.call.recorded_bytes;
     if !is_wanted(hit.target, hit.thread.call.size_bytes) {
-        count(hit.tgid, Counter::FilteredBySize);
+        count(hit.target, Counter::FilteredBySize);
         return;
     }
     let stack = if hit.thread.call.stack != 0 { hit.thread.call.stack } else { take_stack(hit) };
@@ -331,7 +326,7 @@ fn finish(hit: &mut Hit<'_>, hook: Hook, address: u64) {
     if hit.thread.freed_address == address {
         hit.thread.freed_address = 0;
     }
-    if site::record(hit.tgid, hit.target, address, &block) && hit.target.flags & flags::TRACE_CALLS != 0 {
+    if site::record(hit.target, address, &block) && hit.target.flags & flags::TRACE_CALLS != 0 {
         let old_address = if had_old { hit.thread.call.pointer } else { 0 };
         report(&hit.caller(), address, size_bytes, old_address, stack, hook.function, false);
     }
@@ -342,9 +337,9 @@ fn finish(hit: &mut Hit<'_>, hook: Hook, address: u64) {
 fn end_old(hit: &mut Hit<'_>) {
     let call = &hit.thread.call;
     if call.old.size_bytes != NO_OLD_BLOCK {
-        site::end(hit.tgid, hit.target, &call.old, site::now_ns());
+        site::end(hit.target, &call.old, site::now_ns());
     } else if call.pointer != 0 && hit.target.sample_interval_bytes == 0 {
-        count(hit.tgid, Counter::UnmatchedFrees);
+        count(hit.target, Counter::UnmatchedFrees);
     }
 }
 
@@ -353,7 +348,7 @@ fn end_old(hit: &mut Hit<'_>) {
 fn take_stack(hit: &mut Hit<'_>) -> u64 {
     let call = &hit.thread.call;
     let start = Start { ip: call.return_address, sp: call.slot.wrapping_add(8), exact: false };
-    stack::take(hit.tid, hit.tgid, hit.target, hit.thread, hit.regs, start)
+    stack::take(hit.tid, hit.target, hit.thread, hit.regs, start)
 }
 
 /// Bytes asked for; a product that overflows is more than any allocator gives.
@@ -387,7 +382,7 @@ pub fn report(
     free: bool,
 ) {
     let Some(mut entry) = CALLS.reserve(0) else {
-        count(caller.tgid, Counter::TraceDropped);
+        count(caller.target, Counter::TraceDropped);
         return;
     };
     entry.write(leaktrace_common::event::Call {

@@ -2,7 +2,8 @@
 use core::{arch::asm, hint::black_box};
 use leaktrace_common::{
     counter::{Counter, TALLY_WORDS},
-    hook::{Hits, Hook},
+    hook::{Hits, Hook, slot_of_table},
+    target::{NOBODYS_SLOT, Target},
 };
 
 use crate::maps::{HITS, TALLIES, Tally};
@@ -24,21 +25,27 @@ pub fn add32(word: *mut u32, amount: u32) {
     }
 }
 
-/// Counts one `counter` for the process `tgid`.
+/// Counts one `counter` for a target.
 #[inline(always)]
-pub fn count(tgid: u32, counter: Counter) {
-    Counters::of(tgid).add(counter, 1);
+pub fn count(target: &Target, counter: Counter) {
+    Counters::of(target).add(counter, 1);
 }
 
-/// The tally of a process, looked up once for several counts.
+/// Counts one `counter` that belongs to no target.
+#[inline(always)]
+pub fn count_for_nobody(counter: Counter) {
+    Counters(TALLIES.get_ptr_mut(NOBODYS_SLOT)).add(counter, 1);
+}
+
+/// The tally of a target, looked up once for several counts.
 #[derive(Clone, Copy)]
 pub struct Counters(Option<*mut Tally>);
 
 impl Counters {
-    /// Those of the process `tgid`.
+    /// Those of a target; a vfork child counts for the parent whose memory it shares.
     #[inline(always)]
-    pub fn of(tgid: u32) -> Counters {
-        Counters(TALLIES.get_ptr_mut(tgid))
+    pub fn of(target: &Target) -> Counters {
+        Counters(TALLIES.get_ptr_mut(slot_of_table(target.table)))
     }
 
     /// Adds `amount` to `counter`.
@@ -62,7 +69,7 @@ impl Counters {
 #[inline(always)]
 pub fn hit(hook: Hook) -> Option<&'static mut Hits> {
     // SAFETY: an entry of this CPU; it stays.
-    let hits = unsafe { &mut *HITS.get_ptr_mut(hook.process as u32)? };
+    let hits = unsafe { &mut *HITS.get_ptr_mut(hook.process)? };
     hits.count += 1;
     hits.cost += hook.cost as u64;
     Some(hits)

@@ -23,7 +23,7 @@ pub fn enter(regs: &Registers, cookie: u64) {
     if pointer == 0 || !sample::may_be_live(pointer) {
         return;
     }
-    let Some(caller) = Caller::traced(regs) else { return };
+    let Some(caller) = Caller::traced(regs, hook) else { return };
     if caller.target.sample_interval_bytes != 0 {
         sampled(&caller, hook, pointer);
         return;
@@ -32,20 +32,20 @@ pub fn enter(regs: &Registers, cookie: u64) {
     let slot = regs.stack_pointer.wrapping_add(8 * hook.return_slot_words as u64);
     let in_throwing_new = hit.thread.call.slot != 0 && Hook::from_cookie(hit.thread.call.cookie).may_throw;
     if !in_throwing_new && hit.is_nested(slot, true) {
-        count(hit.tgid, Counter::NestedCalls);
+        count(hit.target, Counter::NestedCalls);
         return;
     }
     let Some(block) = site::take(hit.target, pointer) else {
         // A free function that reaches another one fires twice: the second hit lies inside the first.
         let same_call = hit.thread.freed_address == pointer && slot <= hit.thread.freed_slot;
         if !same_call {
-            count(hit.tgid, Counter::UnmatchedFrees);
+            count(hit.target, Counter::UnmatchedFrees);
         }
         return;
     };
     hit.thread.freed_address = pointer;
     hit.thread.freed_slot = slot;
-    site::end(hit.tgid, hit.target, &block, site::now_ns());
+    site::end(hit.target, &block, site::now_ns());
     if hit.target.flags & flags::TRACE_CALLS != 0 {
         report(&hit.caller(), pointer, block.size_bytes, 0, block.stack, hook.function, true);
     }
@@ -56,8 +56,8 @@ pub fn enter(regs: &Registers, cookie: u64) {
 #[inline(always)]
 fn sampled(caller: &Caller, hook: Hook, pointer: u64) {
     let Some(block) = site::take(caller.target, pointer) else { return };
-    count(caller.tgid, Counter::FreeHits);
-    site::end(caller.tgid, caller.target, &block, site::now_ns());
+    count(caller.target, Counter::FreeHits);
+    site::end(caller.target, &block, site::now_ns());
     if caller.target.flags & flags::TRACE_CALLS != 0 {
         report(caller, pointer, block.size_bytes, 0, block.stack, hook.function, true);
     }

@@ -9,13 +9,14 @@ use aya_log_ebpf::debug;
 use leaktrace_common::{
     counter::Counter,
     event::{Header, Kind, Life},
-    target::{NO_SLOT, Target, flags},
+    hook::slot_of_table,
+    target::{NO_SLOT, Process, Target, flags},
 };
 
 use crate::{
     count::count,
-    maps::{EVENTS, NEW_TALLY, PROCESS_MAPS, SPARE_TABLES, TALLIES, TARGETS, THREADS},
-    site, thread,
+    maps::{EVENTS, PROCESS_MAPS, PROCESSES, SPARE_TABLES, TARGETS, THREADS},
+    site, target, thread,
 };
 
 /// Offset of `pid` in the `task:task_newtask` record (Linux 3.5 and later).
@@ -53,59 +54,61 @@ fn process_fork(context: TracePointContext) -> u32 {
     let (Ok(child), Ok(clone_flags)) =
         (unsafe { (context.read_at::<u32>(NEWTASK_PID), context.read_at::<u64>(NEWTASK_CLONE_FLAGS)) })
     else {
-        count(tgid, Counter::EventsDropped);
+        count(&target, Counter::EventsDropped);
         return 0;
     };
     if clone_flags & CLONE_THREAD == 0 {
         debug!(&context, "process {} makes process {} with flags {:x}", tgid, child, clone_flags);
         adopt(child, &target, clone_flags & CLONE_VM != 0);
         let header = header(Kind::Fork, tid, tgid, &target);
-        send(Life { header, child, status: 0, clone_flags });
+        send(&target, Life { header, child, status: 0, clone_flags });
     }
     0
 }
 
 /// Makes the child of a traced process a target before it runs.
 fn adopt(child: u32, parent: &Target, shares_memory: bool) {
-    let mut target = *parent;
-    target.flags |= flags::SHARED_SLOT;
-    if !shares_memory {
-        let Ok(Some(table)) = SPARE_TABLES.pop() else { return };
-        target.table = table;
-        target.owner = child;
-        target.generation = 0;
-        new_tally(child);
+    if shares_memory {
+        let process = Process { table: parent.table, generation: parent.generation };
+        let _ = PROCESSES.insert(child, process, 0);
+    } else if let Ok(Some(table)) = SPARE_TABLES.pop() {
+        settle(child, Target { generation: 0, ..*parent }, table);
     }
-    let _ = TARGETS.insert(child, target, 0);
 }
 
-fn new_tally(tgid: u32) {
-    if let Some(zeros) = NEW_TALLY.get(0) {
-        let _ = TALLIES.insert(tgid, zeros, 0);
-    }
+/// Gives the process `tgid` a target of its own, which is `like` its parent's; the slot of its mapping table stays the
+/// parent's. `None` when there is no room.
+fn settle(tgid: u32, like: Target, table: u32) -> Option<*mut Target> {
+    let entry = TARGETS.get_ptr_mut(slot_of_table(table))?;
+    let flags = like.flags | flags::SHARED_SLOT;
+    // SAFETY: an entry that nothing refers to until the process is in PROCESSES.
+    unsafe { *entry = Target { owner: tgid, flags, table, ..like } };
+    PROCESSES.insert(tgid, Process { table, generation: like.generation }, 0).ok()?;
+    Some(entry)
 }
 
 #[tracepoint]
 fn process_exec(context: TracePointContext) -> u32 {
-    let Some((tid, tgid, _)) = traced() else { return 0 };
+    let Some((tid, tgid, before)) = traced() else { return 0 };
     debug!(&context, "process {} executes another program", tgid);
-    let Some(target) = TARGETS.get_ptr_mut(tgid) else { return 0 };
-    // SAFETY: the value stays; only this thread is left in the process, and user space does not write it.
-    let target = unsafe { &mut *target };
-    target.generation = target.generation.wrapping_add(1);
-    if target.owner != tgid {
+    let entry = if before.owner == tgid {
+        TARGETS.get_ptr_mut(slot_of_table(before.table))
+    } else {
         // A vfork child leaves its parent's memory.
-        let Ok(Some(table)) = SPARE_TABLES.pop() else {
-            let _ = TARGETS.remove(tgid);
-            send(Life { header: header(Kind::Exec, tid, tgid, target), child: 0, status: 0, clone_flags: 0 });
-            return 0;
-        };
-        target.table = table;
-        target.owner = tgid;
-        new_tally(tgid);
-    }
+        SPARE_TABLES.pop().ok().flatten().and_then(|table| settle(tgid, before, table))
+    };
+    let Some(entry) = entry else {
+        let _ = PROCESSES.remove(tgid);
+        let after = Target { generation: before.generation.wrapping_add(1), ..before };
+        let header = header(Kind::Exec, tid, tgid, &after);
+        send(&before, Life { header, child: 0, status: 0, clone_flags: 0 });
+        return 0;
+    };
+    // SAFETY: the value stays; only this thread is left in the process. Of what is written here user space writes only
+    // the slot, and it does so again when it learns of the exec.
+    let target = unsafe { &mut *entry };
+    target.generation = target.generation.wrapping_add(1);
     if target.flags & flags::SHARED_SLOT != 0 {
-        target.flags &= !flags::SHARED_SLOT;
         target.slot = NO_SLOT;
     }
     if target.slot != NO_SLOT
@@ -123,17 +126,20 @@ fn process_exec(context: TracePointContext) -> u32 {
         }
     }
     let header = header(Kind::Exec, tid, tgid, target);
-    send(Life { header, child: 0, status: 0, clone_flags: 0 });
+    send(target, Life { header, child: 0, status: 0, clone_flags: 0 });
     0
 }
 
 #[tracepoint]
 fn thread_exit(context: TracePointContext) -> u32 {
-    let Some((tid, tgid, target)) = traced() else { return 0 };
+    let Some((tid, tgid, target)) = traced() else {
+        forget_orphan();
+        return 0;
+    };
     if let Some(state) = thread::existing(tid) {
         // SAFETY: the entry belongs to the current thread.
         if unsafe { (*state).call.slot } != 0 {
-            count(tgid, Counter::LostReturns);
+            count(&target, Counter::LostReturns);
         }
         let _ = THREADS.remove(tid);
     }
@@ -141,13 +147,24 @@ fn thread_exit(context: TracePointContext) -> u32 {
     if let Some(status) = process_status(tid == tgid) {
         if target.owner != tgid {
             // A vfork child that ends without exec: what it did counts for its parent.
-            let _ = TARGETS.remove(tgid);
+            let _ = PROCESSES.remove(tgid);
             return 0;
         }
         let header = header(Kind::Exit, tid, tgid, &target);
-        send(Life { header, child: 0, status, clone_flags: 0 });
+        send(&target, Life { header, child: 0, status, clone_flags: 0 });
     }
     0
+}
+
+/// A process that shared the memory of a target which has gone, or has executed another program, ends: it was not
+/// traced any more.
+fn forget_orphan() {
+    let (tid, tgid) = thread::current();
+    // SAFETY: only its presence is asked for.
+    if tid == tgid && unsafe { PROCESSES.get(tgid) }.is_some() {
+        let _ = PROCESSES.remove(tgid);
+        let _ = THREADS.remove(tid);
+    }
 }
 
 /// The kernel is about to kill a process because memory has run out, the host's or its control group's.
@@ -155,10 +172,9 @@ fn thread_exit(context: TracePointContext) -> u32 {
 fn oom_victim(context: TracePointContext) -> u32 {
     // SAFETY: the record's layout is part of the tracepoint.
     let Ok(pid) = (unsafe { context.read_at::<u32>(MARK_VICTIM_PID) }) else { return 0 };
-    // SAFETY: the value is copied at once.
-    let Some(target) = (unsafe { TARGETS.get(pid) }).copied() else { return 0 };
+    let Some(target) = target::of(pid).copied() else { return 0 };
     let header = header(Kind::OutOfMemory, pid, pid, &target);
-    send(Life { header, child: 0, status: 0, clone_flags: 0 });
+    send(&target, Life { header, child: 0, status: 0, clone_flags: 0 });
     0
 }
 
@@ -190,8 +206,7 @@ fn read_kernel<T>(base: u64, offset: u32) -> Option<T> {
 
 fn traced() -> Option<(u32, u32, Target)> {
     let (tid, tgid) = thread::current();
-    // SAFETY: the value is copied at once.
-    let target = *unsafe { TARGETS.get(tgid) }?;
+    let target = *target::of(tgid)?;
     Some((tid, tgid, target))
 }
 
@@ -199,9 +214,9 @@ fn header(kind: Kind, tid: u32, tgid: u32, target: &Target) -> Header {
     Header { kind: kind as u32, tgid, tid, generation: target.generation, time_ns: site::now_ns() }
 }
 
-fn send(life: Life) {
+fn send(target: &Target, life: Life) {
     if !try_send(life) {
-        count(life.header.tgid, Counter::EventsDropped);
+        count(target, Counter::EventsDropped);
     }
 }
 

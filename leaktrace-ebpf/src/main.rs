@@ -21,6 +21,7 @@ mod reuse;
 mod sample;
 mod site;
 mod stack;
+mod target;
 mod thread;
 mod walk;
 

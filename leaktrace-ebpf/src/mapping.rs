@@ -10,12 +10,12 @@ use leaktrace_common::{
 
 use crate::{
     count::count,
-    maps::{EVENTS, PROCESS_MAPS, TARGETS},
+    maps::{EVENTS, PROCESS_MAPS},
     probes::cookie,
     registers::Registers,
     sample, site,
     stack::{self, Start},
-    thread,
+    target, thread,
     walk::PAGE_MASK,
 };
 
@@ -64,8 +64,7 @@ fn mremap_enter(context: TracePointContext) -> u32 {
 #[inline(always)]
 fn change(context: &TracePointContext, change: Change) {
     let (tid, tgid) = thread::current();
-    // SAFETY: the value is copied at once.
-    let Some(target) = (unsafe { TARGETS.get(tgid) }) else { return };
+    let Some(target) = target::of(tgid) else { return };
     let target = *target;
     if target.flags & flags::MAPPINGS == 0 {
         return;
@@ -78,7 +77,7 @@ fn change(context: &TracePointContext, change: Change) {
         return;
     }
     let Some(regs) = Registers::at_system_call() else {
-        count(tgid, Counter::ReadFailures);
+        count(&target, Counter::ReadFailures);
         return;
     };
     if !regs.is_64_bit() {
@@ -87,7 +86,7 @@ fn change(context: &TracePointContext, change: Change) {
     if matches!(change, Change::Map) && regs.argument(2) & PROT_EXEC != 0 {
         note_code(target.slot, result as u64, regs.argument(1));
     }
-    send(tid, tgid, &target, &regs, change, result);
+    send(tid, &target, &regs, change, result);
 }
 
 /// The process has mapped code: until user space has published that, what its mappings say of the place is not to
@@ -110,9 +109,9 @@ fn note_code(slot: u32, address: u64, length: u64) {
 }
 
 #[inline(always)]
-fn send(tid: u32, tgid: u32, target: &Target, regs: &Registers, change: Change, result: i64) {
+fn send(tid: u32, target: &Target, regs: &Registers, change: Change, result: i64) {
     let Some(state) = thread::entry(tid) else {
-        count(tgid, Counter::ThreadsFull);
+        count(target, Counter::ThreadsFull);
         return;
     };
     // SAFETY: the entry belongs to the current thread and stays while its program runs.
@@ -129,12 +128,12 @@ fn send(tid: u32, tgid: u32, target: &Target, regs: &Registers, change: Change, 
     };
     let stack = if wants_stack {
         let start = Start { ip: regs.instruction, sp: regs.stack_pointer, exact: true };
-        stack::take(tid, tgid, target, state, regs, start)
+        stack::take(tid, target, state, regs, start)
     } else {
         0
     };
     let Some(mut entry) = EVENTS.reserve_untyped::<MappingChange>(0) else {
-        count(tgid, Counter::EventsDropped);
+        count(target, Counter::EventsDropped);
         return;
     };
     let (first, second) = (regs.argument(0), regs.argument(1));

@@ -2,16 +2,16 @@
 //! User space overrides the sizes that depend on options before loading.
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, HashMap, HashOfMaps, PerCpuArray, PerCpuHashMap, Queue, RingBuf},
+    btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, Queue, RingBuf},
     macros::btf_map,
 };
 use leaktrace_common::{
     counter::TALLY_WORDS,
     event,
     heap::{Block, SiteKey, SiteTotals},
-    hook::{HIT_SLOTS, Hits},
+    hook::{Hits, SLOTS},
     sample::FILTER_LENGTH,
-    target::Target,
+    target::{Process, Target},
     unwind::{MAX_RULES, Page, ProcessMappings, Row, Rule, SLAB_ROWS},
 };
 
@@ -20,27 +20,31 @@ use crate::thread::Thread;
 /// One entry per counter: the value of [`TALLIES`].
 pub type Tally = [u64; TALLY_WORDS];
 
-/// Traced processes. User space adds and removes them; the exec tracepoint bumps the generation. Full: user
-/// space reports the process as not traced. Not preallocated: an entry that is replaced stays as it is for as long as
-/// a program refers to it.
+/// Traced processes, by slot: a probe's cookie names the slot of the process that it is set for, and what is found
+/// there says whose it is, so that a hit needs no hash. User space writes an entry when it makes a target and changes
+/// single words of it later; the fork tracepoint writes those of children, the exec tracepoint bumps the generation.
+/// An entry is given to another process only when no program can be looking at it any more. There are as many as
+/// there can be targets, and one that is nobody's.
 #[btf_map]
-pub static TARGETS: HashMap<u32, Target, 1024, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+pub static TARGETS: Array<Target, { SLOTS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
 
-/// Counters by process. User space makes and removes the entries with the target; programs only add. Per CPU
-/// and added to atomically, because a program can be preempted between load and store.
+/// Where a process's settings are: for hits on probes that are set for another process, and for tracepoints. User space
+/// adds and removes; the fork tracepoint adds children, the exec tracepoint moves a vfork child from its parent's slot
+/// to one of its own. Full: user space reports the process as not traced.
 #[btf_map]
-pub static TALLIES: PerCpuHashMap<u32, Tally, 1024, { BPF_F_NO_PREALLOC as usize }> = PerCpuHashMap::new();
+pub static PROCESSES: HashMap<u32, Process, 1024, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Counters by slot; those of [`NOBODY`](leaktrace_common::target::NOBODY) are in the slot of nobody. User space sets
+/// them to zero before it gives the slot away; programs only add. Per CPU and added to atomically, because a program can
+/// be preempted between load and store.
+#[btf_map]
+pub static TALLIES: PerCpuArray<Tally, { SLOTS as usize }> = PerCpuArray::new();
 
 /// Probe hits of each process and what they cost it, for the governor. Programs add, user space reads differences and
-/// never resets. An array and no atomic addition, because every hit pays for it: what is lost when a program is
-/// preempted in the middle does not matter to an estimate.
+/// never resets. No atomic addition, because every hit pays for it: what is lost when a program is preempted in the
+/// middle does not matter to an estimate.
 #[btf_map]
-pub static HITS: PerCpuArray<Hits, { HIT_SLOTS as usize }> = PerCpuArray::new();
-
-/// Mean bytes between samples by process, 0 where every call is recorded or the process has none: the first thing
-/// that a call is judged by, so an array. Written by user space.
-#[btf_map]
-pub static INTERVALS: Array<u64, { HIT_SLOTS as usize }> = Array::new();
+pub static HITS: PerCpuArray<Hits, { SLOTS as usize }> = PerCpuArray::new();
 
 /// How many live blocks of sampled processes fall to each place, by a hash of their addresses: where there is none,
 /// a free is of a block that was not sampled, which most are. Programs count up before a block is inserted; whoever takes
@@ -48,22 +52,21 @@ pub static INTERVALS: Array<u64, { HIT_SLOTS as usize }> = Array::new();
 #[btf_map]
 pub static FILTER: Array<[u32; FILTER_LENGTH], 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
-/// A tally of zeros: the value that the tally of a forked process starts from.
-#[btf_map]
-pub static NEW_TALLY: Array<Tally, 1> = Array::new();
-
 /// Keys of tables of live blocks that no process uses yet, for processes that traced ones make: user space keeps
 /// a few in it, the fork and exec tracepoints take them out. Empty: the child is traced once user space has seen
 /// it, and what it allocated before is counted as a late start.
 #[btf_map]
 pub static SPARE_TABLES: Queue<u32, 64> = Queue::new();
 
-/// Live blocks: one inner map per process, so that a noisy process cannot push out another's blocks. User space
-/// makes the inner maps (`--max-blocks` entries), programs fill them. Full: the allocation is counted as
-/// `blocks_full` and not recorded; nothing is ever evicted, because the oldest blocks are the leak.
+/// Live blocks: one inner map per process, by slot, so that a noisy process cannot push out another's blocks. User
+/// space makes the inner maps (`--max-blocks` entries), programs fill them. Full: the allocation is counted as
+/// `blocks_full` and not recorded; nothing is ever evicted, because the oldest blocks are the leak. An inner map is
+/// replaced only when its process is gone.
 #[btf_map]
-pub static LIVE: HashOfMaps<u32, HashMap<u64, Block, 1048576, { BPF_F_NO_PREALLOC as usize }>, 1024> =
-    HashOfMaps::new();
+pub static LIVE: ArrayOfMaps<
+    HashMap<u64, Block, 1048576, { BPF_F_NO_PREALLOC as usize }>,
+    { SLOTS as usize },
+> = ArrayOfMaps::new();
 
 /// Totals by site. Programs insert and add; user space reads, and deletes those of processes that are gone.
 /// Full (`--max-sites`): the allocation is counted as `sites_full` and not recorded.

@@ -5,10 +5,9 @@ use aya_ebpf::{EbpfContext as _, macros::tracepoint, programs::TracePointContext
 use leaktrace_common::{
     counter::Counter,
     event::{Appearance, Header, Kind, Life, MOVED_PID},
-    target::NOBODY,
 };
 
-use crate::{count::count, life, maps::TARGETS, probes, site, thread};
+use crate::{count::count_for_nobody, life, probes, site, target, thread};
 
 /// A process has another program from here on.
 #[tracepoint]
@@ -29,7 +28,7 @@ fn order_moved(context: TracePointContext) -> u32 {
     let pid = if probes::cookie(context.as_ptr()) == MOVED_PID[0] { fields.0 } else { fields.1 };
     match pid {
         Ok(pid) => appeared(pid, Appearance::ControlGroup),
-        Err(_) => count(NOBODY, Counter::EventsDropped),
+        Err(_) => count_for_nobody(Counter::EventsDropped),
     }
     0
 }
@@ -45,13 +44,12 @@ fn order_renamed(_: TracePointContext) -> u32 {
 }
 
 fn appeared(pid: u32, how: Appearance) {
-    // SAFETY: only its presence is asked for.
-    if pid == 0 || unsafe { TARGETS.get(pid) }.is_some() {
+    if pid == 0 || target::of(pid).is_some() {
         return;
     }
     let header =
         Header { kind: Kind::Appeared as u32, tgid: pid, tid: pid, generation: 0, time_ns: site::now_ns() };
     if !life::try_send(Life { header, child: 0, status: how as u32, clone_flags: 0 }) {
-        count(NOBODY, Counter::EventsDropped);
+        count_for_nobody(Counter::EventsDropped);
     }
 }

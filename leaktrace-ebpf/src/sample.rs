@@ -17,7 +17,7 @@ use leaktrace_common::{
 use crate::{
     allocation::{Caller, Hit},
     count::{add32, count},
-    maps::{FILTER, INTERVALS},
+    maps::{FILTER, TARGETS},
     registers::read_user,
     site,
     thread::{self, Passed, Thread},
@@ -34,7 +34,7 @@ static SAMPLES: Global<u8> = Global::new(0);
 /// Mean bytes between samples of the process that a probe is set for; 0 where every call is recorded.
 #[inline(always)]
 pub fn interval_bytes(hook: Hook) -> u64 {
-    INTERVALS.get(hook.process as u32).copied().unwrap_or(0)
+    TARGETS.get(hook.process).map_or(0, |target| target.sample_interval_bytes)
 }
 
 /// Draws for an allocation: the threshold to be stored with its block, or `None` when it is passed over.
@@ -96,7 +96,7 @@ fn place(address: u64) -> Option<*mut u32> {
 #[inline(always)]
 pub fn pass(caller: &Caller, slot: u64, cookie: u64, size_bytes: u64) {
     let Some(thread) = thread::entry(caller.tid) else {
-        count(caller.tgid, Counter::ThreadsFull);
+        count(caller.target, Counter::ThreadsFull);
         return;
     };
     let return_address = read_user(slot).unwrap_or(0);

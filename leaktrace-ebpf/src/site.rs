@@ -4,6 +4,7 @@ use core::hint::black_box;
 use leaktrace_common::{
     counter::Counter,
     heap::{Block, LIFETIME_BUCKETS, SiteKey, SiteTotals, lifetime_bucket},
+    hook::slot_of_table,
     sample::{weight, weighted_bytes},
     target::Target,
 };
@@ -21,11 +22,10 @@ const EEXIST: i32 = -17;
 
 /// Records a new block. What cannot be recorded is counted.
 #[inline(always)]
-pub fn record(tgid: u32, target: &Target, address: u64, block: &Block) -> bool {
-    let Some(totals) = totals(tgid, target, block.stack) else { return false };
-    // SAFETY: inner maps are replaced only when their process is gone.
-    let Some(live) = (unsafe { LIVE.get(&target.table) }) else {
-        count(tgid, Counter::BlocksFull);
+pub fn record(target: &Target, address: u64, block: &Block) -> bool {
+    let Some(totals) = totals(target, block.stack) else { return false };
+    let Some(live) = LIVE.get(slot_of_table(target.table)) else {
+        count(target, Counter::BlocksFull);
         return false;
     };
     sample::count_up(address);
@@ -34,18 +34,18 @@ pub fn record(tgid: u32, target: &Target, address: u64, block: &Block) -> bool {
         Err(EEXIST) => {
             // The allocator handed out an address that is still in the table: its free was missed.
             if let Some(missed) = take(target, address) {
-                end(tgid, target, &missed, block.born_ns);
-                count(tgid, Counter::MissedFrees);
+                end(target, &missed, block.born_ns);
+                count(target, Counter::MissedFrees);
             }
             if live.insert(address, block, NO_EXIST).is_err() {
                 sample::count_down(address);
-                count(tgid, Counter::BlocksFull);
+                count(target, Counter::BlocksFull);
                 return false;
             }
         }
         Err(_) => {
             sample::count_down(address);
-            count(tgid, Counter::BlocksFull);
+            count(target, Counter::BlocksFull);
             return false;
         }
     }
@@ -61,8 +61,7 @@ pub fn record(tgid: u32, target: &Target, address: u64, block: &Block) -> bool {
 /// dropped: its memory went with that image.
 #[inline(always)]
 pub fn take(target: &Target, address: u64) -> Option<Block> {
-    // SAFETY: as in `record`.
-    let live = unsafe { LIVE.get(&target.table) }?;
+    let live = LIVE.get(slot_of_table(target.table))?;
     // SAFETY: the value is copied at once; a concurrent free of the same address would be the program's bug.
     let block = *unsafe { live.get(address) }?;
     live.remove(address).ok()?;
@@ -73,29 +72,27 @@ pub fn take(target: &Target, address: u64) -> Option<Block> {
 /// Whether the process's table has a block at `address`.
 #[inline(always)]
 pub fn is_live(target: &Target, address: u64) -> bool {
-    // SAFETY: as in `record`.
-    let Some(live) = (unsafe { LIVE.get(&target.table) }) else { return false };
+    let Some(live) = LIVE.get(slot_of_table(target.table)) else { return false };
     // SAFETY: only whether there is a value is looked at.
     unsafe { live.get(address) }.is_some()
 }
 
 /// Puts a block back that [`take`] took.
 #[inline(always)]
-pub fn restore(tgid: u32, target: &Target, address: u64, block: &Block) {
-    // SAFETY: as in `record`.
-    let Some(live) = (unsafe { LIVE.get(&target.table) }) else { return };
+pub fn restore(target: &Target, address: u64, block: &Block) {
+    let Some(live) = LIVE.get(slot_of_table(target.table)) else { return };
     sample::count_up(address);
     if live.insert(address, block, NO_EXIST).is_err() {
         sample::count_down(address);
-        end(tgid, target, block, now_ns());
-        count(tgid, Counter::BlocksFull);
+        end(target, block, now_ns());
+        count(target, Counter::BlocksFull);
     }
 }
 
 /// Accounts for the end of a block at its site.
 #[inline(always)]
-pub fn end(tgid: u32, target: &Target, block: &Block, time_ns: u64) {
-    let Some(totals) = totals(tgid, target, block.stack) else { return };
+pub fn end(target: &Target, block: &Block, time_ns: u64) {
+    let Some(totals) = totals(target, block.stack) else { return };
     let bucket = black_box(lifetime_bucket(time_ns.saturating_sub(block.born_ns))) & (LIFETIME_BUCKETS - 1);
     // SAFETY: as in `record`; a bucket is below the length of the histogram.
     unsafe {
@@ -114,7 +111,7 @@ pub fn now_ns() -> u64 {
 }
 
 #[inline(always)]
-fn totals(tgid: u32, target: &Target, stack: u64) -> Option<*mut SiteTotals> {
+fn totals(target: &Target, stack: u64) -> Option<*mut SiteTotals> {
     let key = SiteKey { tgid: target.owner, generation: target.generation, stack };
     if let Some(totals) = SITES.get_ptr_mut(key) {
         return Some(totals);
@@ -122,7 +119,7 @@ fn totals(tgid: u32, target: &Target, stack: u64) -> Option<*mut SiteTotals> {
     if let Err(error) = SITES.insert(key, SiteTotals::ZERO, NO_EXIST)
         && error != EEXIST
     {
-        count(tgid, Counter::SitesFull);
+        count(target, Counter::SitesFull);
         return None;
     }
     SITES.get_ptr_mut(key)

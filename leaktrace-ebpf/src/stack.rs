@@ -31,19 +31,12 @@ pub struct Start {
 
 /// The id of the stack in `start`'s frame and outwards. The one function that takes stacks.
 #[inline(always)]
-pub fn take(
-    tid: u32,
-    tgid: u32,
-    target: &Target,
-    thread: &mut Thread,
-    regs: &Registers,
-    start: Start,
-) -> u64 {
+pub fn take(tid: u32, target: &Target, thread: &mut Thread, regs: &Registers, start: Start) -> u64 {
     if target.stack_depth == 0 {
         return NO_STACK;
     }
     let mut hash = walk_once(target, thread, regs, start, walk::flags::MAY_REUSE);
-    let counters = Counters::of(tgid);
+    let counters = Counters::of(target);
     if thread.walk.flags & walk::flags::REUSED != 0 {
         counters.add(Counter::StacksReused, 1);
         if target.flags & target::flags::VERIFY_REUSE != 0 {
@@ -62,7 +55,7 @@ pub fn take(
     }
     let hash = hash_step(hash, (target.owner as u64) << 32 | target.generation as u64);
     let hash = if hash <= NO_STACK { NO_STACK + 1 } else { hash };
-    intern(tid, tgid, target, thread, hash);
+    intern(tid, target, thread, hash);
     hash
 }
 
@@ -142,7 +135,7 @@ fn prepare(target: &Target, thread: &mut Thread, regs: &Registers, start: Start)
 
 /// Sends the frames the first time a hash is seen.
 #[inline(always)]
-fn intern(tid: u32, tgid: u32, target: &Target, thread: &mut Thread, hash: u64) {
+fn intern(tid: u32, target: &Target, thread: &mut Thread, hash: u64) {
     if STACK_IDS.get_ptr(hash).is_some() {
         return;
     }
@@ -150,7 +143,7 @@ fn intern(tid: u32, tgid: u32, target: &Target, thread: &mut Thread, hash: u64) 
     if let Err(error) = STACK_IDS.insert(hash, 1, NO_EXIST) {
         const EEXIST: i32 = -17;
         if error != EEXIST {
-            count(tgid, Counter::StacksFull);
+            count(target, Counter::StacksFull);
         }
         return;
     }
@@ -177,12 +170,12 @@ fn intern(tid: u32, tgid: u32, target: &Target, thread: &mut Thread, hash: u64) 
     // SAFETY: `bytes` is at most the size of the record.
     if unsafe { bpf_ringbuf_output(ring, record, bytes, 0) } != 0 {
         let _ = STACK_IDS.remove(hash);
-        count(tgid, Counter::StacksDeferred);
+        count(target, Counter::StacksDeferred);
         return;
     }
     if thread.walk.stop == Stop::NoMapping as u32 && thread.walk.flags & walk::flags::FRAME_POINTERS == 0 {
         let outcome = if send_copy(thread) == 0 { Counter::StackCopies } else { Counter::CopiesDropped };
-        count(tgid, outcome);
+        count(target, outcome);
     }
 }
 

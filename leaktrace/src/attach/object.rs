@@ -11,6 +11,7 @@ use aya::{
     maps::{Map, MapData},
 };
 use aya_obj::{ProgramSection, generated::bpf_prog_type};
+use leaktrace_common::hook::SLOTS;
 
 use super::{btf::Btf, sys};
 
@@ -61,11 +62,15 @@ impl KernelObject {
         let offsets = ExitOffsets::of_kernel();
         let log_level: u8 = if debug { 0xff } else { 0 };
         let samples = u8::from(samples);
+        // One more for what is nobody's.
+        let slots = sizes.targets.saturating_add(1).min(SLOTS);
         let mut loader = EbpfLoader::new();
         loader
-            .map_max_entries("TARGETS", sizes.targets)
-            .map_max_entries("TALLIES", sizes.targets)
-            .map_max_entries("LIVE", sizes.targets)
+            .map_max_entries("TARGETS", slots)
+            .map_max_entries("PROCESSES", sizes.targets)
+            .map_max_entries("TALLIES", slots)
+            .map_max_entries("HITS", slots)
+            .map_max_entries("LIVE", slots)
             .map_max_entries("SITES", sizes.sites)
             .map_max_entries("STACK_IDS", sizes.stacks)
             .map_max_entries("THREADS", sizes.threads)
@@ -200,10 +205,9 @@ fn relocate(object: &mut aya_obj::Object, ebpf: &Ebpf) -> Result<()> {
 fn map_data(map: &Map) -> Option<&MapData> {
     match map {
         Map::Array(data)
+        | Map::ArrayOfMaps(data)
         | Map::HashMap(data)
-        | Map::HashOfMaps(data)
         | Map::PerCpuArray(data)
-        | Map::PerCpuHashMap(data)
         | Map::Queue(data)
         | Map::RingBuf(data) => Some(data),
         _ => None,

@@ -1,11 +1,11 @@
 //! Kernel arrays that user space writes through a shared mapping (BPF_F_MMAPABLE, Linux 5.5): unwind rows,
-//! pages, rules and the mapping tables of processes. One store or one copy, no system call.
+//! pages, rules, the settings and the mapping tables of processes. One store or one copy, no system call.
 use std::{
     io,
     mem::offset_of,
     os::fd::{AsRawFd as _, BorrowedFd},
     ptr::NonNull,
-    sync::atomic::{AtomicU32, Ordering, fence},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
 };
 
 use leaktrace_common::{
@@ -89,7 +89,8 @@ impl SharedArray {
         }
     }
 
-    fn word(&self, offset: usize) -> Option<&AtomicU32> {
+    /// The aligned 32-bit word at a byte offset, which kernel programs may write too.
+    pub fn word(&self, offset: usize) -> Option<&AtomicU32> {
         if !offset.is_multiple_of(4) || offset + 4 > self.bytes {
             return None;
         }
@@ -97,6 +98,17 @@ impl SharedArray {
         let word = unsafe { self.base.as_ptr().add(offset) };
         // SAFETY: aligned (the base is a page) and valid as long as `self`; both sides use plain 32-bit accesses.
         Some(unsafe { AtomicU32::from_ptr(word.cast()) })
+    }
+
+    /// The aligned 64-bit word at a byte offset, which kernel programs may write too.
+    pub fn word64(&self, offset: usize) -> Option<&AtomicU64> {
+        if !offset.is_multiple_of(8) || offset + 8 > self.bytes {
+            return None;
+        }
+        // SAFETY: the offset was checked against the length of the mapping.
+        let word = unsafe { self.base.as_ptr().add(offset) };
+        // SAFETY: aligned (the base is a page) and valid as long as `self`; both sides use plain 64-bit accesses.
+        Some(unsafe { AtomicU64::from_ptr(word.cast()) })
     }
 
     /// Publishes the executable mappings of the process in slot `slot`: into the copy that the walker does not

@@ -11,13 +11,17 @@ use leaktrace_common::{
     bytes_of,
     counter::{COUNTERS, Counter, TALLY_WORDS},
     heap::{Block, SiteKey, SiteTotals},
-    hook::{HIT_SLOTS, Hits, slot_of_table},
+    hook::{Hits, slot_of_table},
     read,
     sample::{FILTER_LENGTH, filter_index},
-    target::Target,
+    target::{NOBODY, NOBODYS_SLOT, Process, Target},
 };
 
-use super::batch;
+use super::{
+    batch,
+    slots::{SlotLease, Slots},
+    targets::Targets,
+};
 use crate::attach::{object::KernelObject, shared::SharedArray, sys};
 
 /// Counters of one process, summed over the CPUs.
@@ -57,26 +61,31 @@ impl Tally {
 pub struct RetiredTable {
     live: Arc<OwnedFd>,
     filter: Option<Arc<Filter>>,
-    table: u32,
     max_blocks: u32,
+    table: Table,
+}
+
+/// A process's table of live blocks, and the slot that goes with it.
+struct Table {
     map: OwnedFd,
+    lease: SlotLease,
 }
 
 impl Drop for RetiredTable {
     fn drop(&mut self) {
         if let Some(filter) = &self.filter {
             let mut addresses: Vec<u64> = Vec::new();
-            let read = batch::for_each(self.map.as_fd(), self.max_blocks, |address, _: Block| {
+            let read = batch::for_each(self.table.map.as_fd(), self.max_blocks, |address, _: Block| {
                 addresses.push(address);
             });
             if let Err(error) = read {
                 tracing::debug!(%error, "blocks of a process that is gone stay in the filter");
             }
             for address in addresses {
-                filter.delete(&self.map, address);
+                filter.delete(&self.table.map, address);
             }
         }
-        let _ = sys::map_delete(self.live.as_fd(), bytes_of(&self.table));
+        let _ = sys::map_delete(self.live.as_fd(), bytes_of(&self.table.lease.slot()));
     }
 }
 
@@ -97,10 +106,10 @@ impl Filter {
 
 /// Descriptors of the maps and the inner maps of live blocks.
 pub struct Maps {
-    targets: OwnedFd,
+    targets: Targets,
+    processes: OwnedFd,
     tallies: OwnedFd,
     hits: OwnedFd,
-    intervals: OwnedFd,
     /// None where nothing is sampled.
     filter: Option<Arc<Filter>>,
     threads: OwnedFd,
@@ -108,9 +117,9 @@ pub struct Maps {
     sites: OwnedFd,
     stack_ids: OwnedFd,
     spare_tables: OwnedFd,
-    tables: HashMap<u32, OwnedFd>,
+    slots: Slots,
+    tables: HashMap<u32, Table>,
     table_of: HashMap<u32, u32>,
-    next_table: u32,
     max_blocks: u32,
     max_sites: u32,
     max_stacks: u32,
@@ -128,19 +137,19 @@ impl Maps {
         let filter = |fd| SharedArray::map(fd, FILTER_LENGTH * 4).context("mapping the kernel map FILTER");
         let filter = samples.then(|| kernel.map_fd("FILTER").and_then(filter)).transpose()?;
         Ok(Maps {
-            targets: own("TARGETS")?,
+            targets: Targets::map(kernel.map_fd("TARGETS")?, size("TARGETS")?)?,
+            processes: own("PROCESSES")?,
             tallies: own("TALLIES")?,
             hits: own("HITS")?,
-            intervals: own("INTERVALS")?,
             filter: filter.map(|filter| Arc::new(Filter(filter))),
             threads: own("THREADS")?,
             live: Arc::new(own("LIVE")?),
             sites: own("SITES")?,
             stack_ids: own("STACK_IDS")?,
             spare_tables: own("SPARE_TABLES")?,
+            slots: Slots::new(size("TARGETS")?),
             tables: HashMap::new(),
             table_of: HashMap::new(),
-            next_table: 1,
             max_blocks,
             max_sites: size("SITES")?,
             max_stacks: size("STACK_IDS")?,
@@ -151,37 +160,16 @@ impl Maps {
     /// Makes the table of live blocks and the tally of a process; the process is not traced yet. The table's key.
     ///
     /// # Errors
-    /// When a map is full or cannot be made.
+    /// When a map cannot be made, or there are as many targets as there can be.
     pub fn prepare(&mut self, pid: u32) -> Result<u32> {
         let table = self.make_table().with_context(|| format!("process {pid}"))?;
         self.table_of.insert(pid, table);
-        self.count_for(pid)?;
         Ok(table)
-    }
-
-    /// Makes the tally of a process, or of [`leaktrace_common::target::NOBODY`].
-    ///
-    /// # Errors
-    /// When the map is full.
-    pub fn count_for(&self, pid: u32) -> Result<()> {
-        let zeros = vec![0u8; TALLY_WORDS * 8 * self.cpus];
-        sys::map_update(self.tallies.as_fd(), bytes_of(&pid), &zeros)
-            .with_context(|| format!("process {pid}: making its counters"))
     }
 
     /// Takes over a process which a traced one has made, with the table that the kernel gave to it.
     pub fn adopt(&mut self, pid: u32, settings: &Target) {
         self.table_of.insert(pid, settings.table);
-        if let Err(error) = self.set_interval(settings) {
-            // Every call is looked at more closely then.
-            tracing::debug!(pid, %error, "the sample interval of a child is not set");
-        }
-    }
-
-    /// What the programs look at first; the target's own settings decide.
-    fn set_interval(&self, target: &Target) -> io::Result<()> {
-        let slot = u32::from(slot_of_table(target.table));
-        sys::map_update(self.intervals.as_fd(), bytes_of(&slot), bytes_of(&target.sample_interval_bytes))
     }
 
     /// Keeps `wanted` tables ready for processes that traced ones will make.
@@ -200,26 +188,22 @@ impl Maps {
     }
 
     fn make_table(&mut self) -> Result<u32> {
-        let live = sys::create_hash("leaktrace_live", 8, size_of::<Block>() as u32, self.max_blocks)
+        let map = sys::create_hash("leaktrace_live", 8, size_of::<Block>() as u32, self.max_blocks)
             .context("making a table of live blocks")?;
-        let table = self.free_table();
-        sys::map_update(self.live.as_fd(), bytes_of(&table), &live.as_raw_fd().to_ne_bytes())
-            .context("there are as many targets as there can be")?;
-        self.next_table = table.wrapping_add(1).max(1);
-        self.tables.insert(table, live);
+        let (table, lease) = self.slots.take().context("there are as many targets as there can be")?;
+        let slot = lease.slot();
+        // When this is done, no program is left that has found the slot for the process which had it before: the kernel
+        // waits for them when a map of maps has changed.
+        sys::map_update(self.live.as_fd(), bytes_of(&slot), &map.as_raw_fd().to_ne_bytes())
+            .context("handing out a table of live blocks")?;
+        let zeros = vec![0u8; TALLY_WORDS * 8 * self.cpus];
+        sys::map_update(self.tallies.as_fd(), bytes_of(&slot), &zeros).context("making counters")?;
+        self.tables.insert(table, Table { map, lease });
         Ok(table)
     }
 
-    /// A key whose slot for hits no other table has, as long as there are slots.
-    fn free_table(&self) -> u32 {
-        let slot = slot_of_table;
-        let used: std::collections::HashSet<u16> = self.tables.keys().map(|table| slot(*table)).collect();
-        let mut candidates = (0..HIT_SLOTS).map(|step| self.next_table.wrapping_add(step).max(1));
-        candidates.find(|table| !used.contains(&slot(*table))).unwrap_or(self.next_table)
-    }
-
     fn table(&self, pid: u32) -> Option<&OwnedFd> {
-        self.tables.get(self.table_of.get(&pid)?)
+        self.tables.get(self.table_of.get(&pid)?).map(|table| &table.map)
     }
 
     /// Starts tracing a process, or changes how it is traced.
@@ -227,32 +211,39 @@ impl Maps {
     /// # Errors
     /// When there are as many targets as there can be.
     pub fn set_target(&self, pid: u32, target: &Target) -> Result<()> {
-        self.set_interval(target).with_context(|| format!("process {pid}: setting its sample interval"))?;
-        sys::map_update(self.targets.as_fd(), bytes_of(&pid), bytes_of(target))
+        if self.targets.of(target.table).is_some_and(|now| now.owner == target.owner) {
+            self.targets.change(target);
+            return Ok(());
+        }
+        self.targets.fill(target);
+        let process = Process { table: target.table, generation: target.generation };
+        sys::map_update(self.processes.as_fd(), bytes_of(&pid), bytes_of(&process))
             .with_context(|| format!("process {pid}: there are as many targets as there can be"))
     }
 
     /// How a process is traced now; the generation is bumped by the kernel.
     pub fn target(&self, pid: u32) -> Option<Target> {
-        let mut bytes = [0; size_of::<Target>()];
-        sys::map_lookup(self.targets.as_fd(), bytes_of(&pid), &mut bytes).ok()?.then_some(())?;
-        read(&bytes)
+        let mut bytes = [0; size_of::<Process>()];
+        sys::map_lookup(self.processes.as_fd(), bytes_of(&pid), &mut bytes).ok()?.then_some(())?;
+        self.targets.of(read::<Process>(&bytes)?.table)
     }
 
     /// Stops tracing a process; what was recorded stays.
     pub fn stop(&self, pid: u32) {
-        let _ = sys::map_delete(self.targets.as_fd(), bytes_of(&pid));
+        let _ = sys::map_delete(self.processes.as_fd(), bytes_of(&pid));
+        if let Some(table) = self.table_of.get(&pid) {
+            self.targets.leave(*table);
+        }
     }
 
     /// Drops everything about a process but its sites. Its table goes when what is returned is dropped, which takes
-    /// time and can be done aside: a key is not given to another table.
+    /// time and can be done aside: its slot is not given away before.
     pub fn forget(&mut self, pid: u32) -> Option<RetiredTable> {
         self.stop(pid);
-        let _ = sys::map_delete(self.tallies.as_fd(), bytes_of(&pid));
         let table = self.table_of.remove(&pid)?;
         let (live, filter) = (Arc::clone(&self.live), self.filter.clone());
-        let map = self.tables.remove(&table)?;
-        Some(RetiredTable { live, filter, table, max_blocks: self.max_blocks, map })
+        let table = self.tables.remove(&table)?;
+        Some(RetiredTable { live, filter, max_blocks: self.max_blocks, table })
     }
 
     /// Drops the state of threads whose exits will not be seen.
@@ -262,11 +253,16 @@ impl Maps {
         }
     }
 
-    /// The counters of a process.
+    /// The counters of a process, or of [`NOBODY`].
     pub fn tally(&self, pid: u32) -> Tally {
         let mut bytes = vec![0; TALLY_WORDS * 8 * self.cpus];
         let mut tally = Tally::ZERO;
-        if !matches!(sys::map_lookup(self.tallies.as_fd(), bytes_of(&pid), &mut bytes), Ok(true)) {
+        let slot = match self.table_of.get(&pid) {
+            Some(table) => slot_of_table(*table),
+            None if pid == NOBODY => NOBODYS_SLOT,
+            None => return tally,
+        };
+        if !matches!(sys::map_lookup(self.tallies.as_fd(), bytes_of(&slot), &mut bytes), Ok(true)) {
             return tally;
         }
         for cpu in bytes.chunks_exact(TALLY_WORDS * 8) {
@@ -282,7 +278,7 @@ impl Maps {
         let mut sum = Hits::default();
         let Some(table) = self.table_of.get(&pid) else { return sum };
         let mut bytes = vec![0; size_of::<Hits>() * self.cpus];
-        let slot = u32::from(slot_of_table(*table));
+        let slot = slot_of_table(*table);
         if matches!(sys::map_lookup(self.hits.as_fd(), bytes_of(&slot), &mut bytes), Ok(true)) {
             for hits in bytes.chunks_exact(size_of::<Hits>()).filter_map(read::<Hits>) {
                 sum.count = sum.count.wrapping_add(hits.count);

@@ -1,8 +1,10 @@
 //! From kernel maps and rings to decoded values. `decode` is pure; `batch`, `maps` and `sideband` make the system
-//! calls.
+//! calls; `slots` says whose place in the kernel's arrays is whose, `targets` writes what is traced.
 
 pub mod batch;
 pub mod decode;
 pub mod maps;
 pub mod perf_ring;
 pub mod sideband;
+pub mod slots;
+pub mod targets;

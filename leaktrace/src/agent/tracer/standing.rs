@@ -69,7 +69,6 @@ impl Tracer {
     /// When the kernel lacks what tells of new processes.
     pub fn follow_orders(&mut self, orders: Orders) -> Result<()> {
         if orders.are_standing() && self.standing.tracepoints.is_none() {
-            self.maps.count_for(NOBODY)?;
             // Before the first look: who comes in between is seen twice rather than never.
             self.standing.tracepoints = Some(Tracepoints::orders(&self.kernel, &Tracefs::find()?)?);
         }

@@ -38,10 +38,8 @@ impl Tracer {
             let hits = self.maps.hits(*pid).count;
             sums.tallies.insert(*pid, tally);
             target.stillness.see(Counts { tally, hits }, now_ns);
-            // Without stacks the end of a call is not counted; a vfork child counts for itself but records for its parent.
-            let is_uncertain =
-                self.options.stack_depth == 0 || self.vforked.values().any(|parent| parent == pid);
-            if last || is_uncertain {
+            // Without stacks the end of a call is not counted.
+            if last || self.options.stack_depth == 0 {
                 target.stillness.forget();
             }
             if target.stillness.holds(&view::circumstances(target, &self.stacks, &self.selection)) {

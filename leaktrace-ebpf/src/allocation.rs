@@ -140,10 +140,9 @@ pub fn enter(regs: &Registers, cookie: u64, can_skip: bool) -> bool {
     let mut is_recorded = 1;
     let mut ends_old = false;
     if interval_bytes != 0 {
-        recorded_bytes = hook.size_model.taken_bytes(size_bytes);
         ends_old = replaces(hook, pointer) && sample::may_be_live(pointer);
-        match sample::draw(recorded_bytes, interval_bytes, hits) {
-            Some(drawn) => threshold = drawn,
+        match sample::draw(hook, size_bytes, interval_bytes, hits) {
+            Some(drawn) => (recorded_bytes, threshold) = (drawn.taken_bytes, drawn.threshold),
             // Nothing has been looked up yet, and most calls end here.
             None if !ends_old && !hook.nests => return false,
             None => is_recorded = 0,

@@ -11,7 +11,10 @@ use core::hint::black_box;
 use leaktrace_common::{
     counter::Counter,
     hook::{Hits, Hook},
-    sample::{CERTAIN, FILTER_LENGTH, TABLE_LENGTH, THRESHOLDS, filter_index, next_random, table_index},
+    sample::{
+        CERTAIN, FILTER_LENGTH, TABLE_LENGTH, THRESHOLDS, filter_index, is_passed_over, next_random,
+        table_index,
+    },
 };
 
 use crate::{
@@ -37,11 +40,17 @@ pub fn interval_bytes(hook: Hook) -> u64 {
     TARGETS.get(hook.process).map_or(0, |target| target.sample_interval_bytes)
 }
 
-/// Draws for an allocation: the threshold to be stored with its block, or `None` when it is passed over.
+/// What is to be recorded of an allocation that was drawn.
+pub struct Drawn {
+    /// Bytes that it takes.
+    pub taken_bytes: u64,
+    /// The threshold, to be stored with its block.
+    pub threshold: u32,
+}
+
+/// Draws for an allocation; `None` when it is passed over.
 #[inline(always)]
-pub fn draw(taken_bytes: u64, interval_bytes: u64, hits: &mut Hits) -> Option<u32> {
-    let Some(index) = table_index(taken_bytes, interval_bytes) else { return Some(CERTAIN) };
-    let threshold = *THRESHOLDS.get(black_box(index) & (TABLE_LENGTH - 1))?;
+pub fn draw(hook: Hook, asked_bytes: u64, interval_bytes: u64, hits: &mut Hits) -> Option<Drawn> {
     if hits.random == 0 {
         // SAFETY: helpers without preconditions.
         hits.random = unsafe { (bpf_get_prandom_u32() as u64) << 32 | bpf_get_prandom_u32() as u64 };
@@ -49,7 +58,15 @@ pub fn draw(taken_bytes: u64, interval_bytes: u64, hits: &mut Hits) -> Option<u3
     // A program that is preempted here may draw the same number as the one that ran meanwhile.
     let (state, random) = next_random(hits.random);
     hits.random = state;
-    (random < threshold).then_some(threshold)
+    if is_passed_over(asked_bytes, interval_bytes, random) {
+        return None;
+    }
+    let taken_bytes = hook.size_model.taken_bytes(asked_bytes);
+    let Some(index) = table_index(taken_bytes, interval_bytes) else {
+        return Some(Drawn { taken_bytes, threshold: CERTAIN });
+    };
+    let threshold = *THRESHOLDS.get(black_box(index) & (TABLE_LENGTH - 1))?;
+    (random < threshold).then_some(Drawn { taken_bytes, threshold })
 }
 
 /// Whether a process may have a recorded block at `address`; `true` where nobody keeps account.

@@ -40,6 +40,9 @@ impl Shape {
 /// Where an argument is: its position in the System V calling convention, 0 to 5.
 pub type Argument = u8;
 
+/// Where most functions have what they are about.
+pub const FIRST_ARGUMENT: Argument = 0;
+
 /// An absent argument.
 pub const NO_ARGUMENT: Argument = 7;
 
@@ -106,6 +109,15 @@ assert_layout!(Hits, size = 24, align = 8);
 unsafe impl Plain for Hits {}
 
 impl Hook {
+    /// Whether the first argument is the size and nothing else matters to the draw.
+    #[inline(always)]
+    pub const fn is_plain(self) -> bool {
+        matches!(self.shape, Shape::Allocate)
+            && self.size == FIRST_ARGUMENT
+            && self.count == NO_ARGUMENT
+            && !self.nests
+    }
+
     /// A hook of `shape` with no arguments, placed on a function's first instruction.
     pub const fn new(shape: Shape) -> Hook {
         Hook {

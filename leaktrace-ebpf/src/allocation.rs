@@ -8,14 +8,14 @@ use leaktrace_common::{
     event::{Header, Kind},
     heap::Block,
     hook::{Hook, NO_ARGUMENT, Shape},
-    sample::CERTAIN,
+    sample::{CERTAIN, is_passed_over},
     target::{Target, flags},
 };
 
 use crate::{
     count::{count, hit},
     maps::CALLS,
-    registers::{Registers, read_user},
+    registers::{Context, Registers, read_user},
     sample, site,
     stack::{self, Start},
     target,
@@ -128,22 +128,30 @@ fn is_wanted(target: &Target, size_bytes: u64) -> bool {
 /// An allocation function was entered. `true` when its end must be seen. With `can_skip` the end of a call that
 /// is passed over costs nothing, without it the end is seen in any case.
 #[inline(always)]
-pub fn enter(regs: &Registers, cookie: u64, can_skip: bool) -> bool {
+pub fn enter(probe: Context, cookie: u64, can_skip: bool) -> bool {
     let hook = Hook::from_cookie(cookie);
     let Some(hits) = hit(hook) else { return false };
+    let interval_bytes = sample::interval_bytes(hook);
+    let random = if interval_bytes == 0 { 0 } else { sample::random(hits) };
+    // Nothing has been looked up yet, and most calls end here.
+    if interval_bytes != 0
+        && hook.is_plain()
+        && is_passed_over(probe.first_argument(), interval_bytes, random)
+    {
+        return false;
+    }
+    let regs = &probe.registers();
     let slot = regs.stack_pointer.wrapping_add(8 * hook.return_slot_words as u64);
     let size_bytes = requested(regs, hook);
     let pointer = if hook.pointer == NO_ARGUMENT { 0 } else { regs.argument(hook.pointer) };
-    let interval_bytes = sample::interval_bytes(hook);
     let mut recorded_bytes = size_bytes;
     let mut threshold = CERTAIN;
     let mut is_recorded = 1;
     let mut ends_old = false;
     if interval_bytes != 0 {
         ends_old = replaces(hook, pointer) && sample::may_be_live(pointer);
-        match sample::draw(hook, size_bytes, interval_bytes, hits) {
+        match sample::draw(hook, size_bytes, interval_bytes, random) {
             Some(drawn) => (recorded_bytes, threshold) = (drawn.taken_bytes, drawn.threshold),
-            // Nothing has been looked up yet, and most calls end here.
             None if !ends_old && !hook.nests => return false,
             None => is_recorded = 0,
         }

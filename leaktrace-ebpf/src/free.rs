@@ -2,25 +2,31 @@
 //! function has run another thread may own the address.
 use leaktrace_common::{
     counter::Counter,
-    hook::{Hook, NO_ARGUMENT},
+    hook::{FIRST_ARGUMENT, Hook, NO_ARGUMENT},
     target::flags,
 };
 
 use crate::{
     allocation::{Caller, Hit, report},
     count::{count, hit},
-    registers::Registers,
+    registers::Context,
     sample, site,
 };
 
 /// A free function was entered.
 #[inline(always)]
-pub fn enter(regs: &Registers, cookie: u64) {
+pub fn enter(probe: Context, cookie: u64) {
     let hook = Hook::from_cookie(cookie);
-    let pointer = if hook.pointer == NO_ARGUMENT { 0 } else { regs.argument(hook.pointer) };
     hit(hook);
-    // Most blocks of a sampled process were passed over.
-    if pointer == 0 || !sample::may_be_live(pointer) {
+    // Most blocks of a sampled process were passed over, and most functions take the block first.
+    let is_unknown = |pointer| pointer == 0 || !sample::may_be_live(pointer);
+    let is_first = hook.pointer == FIRST_ARGUMENT;
+    if is_first && is_unknown(probe.first_argument()) {
+        return;
+    }
+    let regs = &probe.registers();
+    let pointer = if hook.pointer == NO_ARGUMENT { 0 } else { regs.argument(hook.pointer) };
+    if !is_first && is_unknown(pointer) {
         return;
     }
     let Some(caller) = Caller::traced(regs, hook) else { return };

@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::{bpf_get_attach_cookie, bpf_get_func_ip};
 use core::ffi::c_void;
 use leaktrace_common::hook::Hook;
 
-use crate::{allocation, free, registers::Registers};
+use crate::{allocation, free, registers::Context};
 
 /// A session program's answer: do not call me at the return.
 const SKIP_RETURN: u32 = 1;
@@ -15,14 +15,15 @@ const SKIP_RETURN: u32 = 1;
 #[unsafe(link_section = "uprobe")]
 extern "C" fn alloc_session(context: *mut c_void) -> u32 {
     // SAFETY: the kernel passes the registers.
-    let regs = unsafe { Registers::from_context(context) };
+    let probe = unsafe { Context::new(context) };
     // SAFETY: the context is this program's.
     let probed = unsafe { bpf_get_func_ip(context) };
-    if regs.instruction != probed {
+    if probe.instruction() != probed {
+        let regs = probe.registers();
         allocation::leave(&regs, regs.stack_pointer.wrapping_sub(8));
         return 0;
     }
-    if allocation::enter(&regs, cookie(context), true) { 0 } else { SKIP_RETURN }
+    if allocation::enter(probe, cookie(context), true) { 0 } else { SKIP_RETURN }
 }
 
 /// Entry of an allocation function.
@@ -30,8 +31,8 @@ extern "C" fn alloc_session(context: *mut c_void) -> u32 {
 #[unsafe(link_section = "uprobe")]
 extern "C" fn alloc_entry(context: *mut c_void) -> u32 {
     // SAFETY: the kernel passes the registers.
-    let regs = unsafe { Registers::from_context(context) };
-    allocation::enter(&regs, cookie(context), false);
+    let probe = unsafe { Context::new(context) };
+    allocation::enter(probe, cookie(context), false);
     0
 }
 
@@ -40,7 +41,7 @@ extern "C" fn alloc_entry(context: *mut c_void) -> u32 {
 #[unsafe(link_section = "uretprobe")]
 extern "C" fn alloc_return(context: *mut c_void) -> u32 {
     // SAFETY: the kernel passes the registers.
-    let regs = unsafe { Registers::from_context(context) };
+    let regs = unsafe { Context::new(context) }.registers();
     allocation::leave(&regs, regs.stack_pointer.wrapping_sub(8));
     0
 }
@@ -50,7 +51,7 @@ extern "C" fn alloc_return(context: *mut c_void) -> u32 {
 #[unsafe(link_section = "uprobe")]
 extern "C" fn alloc_exit(context: *mut c_void) -> u32 {
     // SAFETY: the kernel passes the registers.
-    let regs = unsafe { Registers::from_context(context) };
+    let regs = unsafe { Context::new(context) }.registers();
     let hook = Hook::from_cookie(cookie(context));
     let slot = regs.stack_pointer.wrapping_add(8 * hook.return_slot_words as u64);
     allocation::leave_at_exit(&regs, hook, slot);
@@ -62,7 +63,7 @@ extern "C" fn alloc_exit(context: *mut c_void) -> u32 {
 #[unsafe(link_section = "uprobe")]
 extern "C" fn exception_thrown(context: *mut c_void) -> u32 {
     // SAFETY: the kernel passes the registers.
-    let regs = unsafe { Registers::from_context(context) };
+    let regs = unsafe { Context::new(context) }.registers();
     allocation::thrown(&regs);
     0
 }
@@ -72,8 +73,8 @@ extern "C" fn exception_thrown(context: *mut c_void) -> u32 {
 #[unsafe(link_section = "uprobe")]
 extern "C" fn free_entry(context: *mut c_void) -> u32 {
     // SAFETY: the kernel passes the registers.
-    let regs = unsafe { Registers::from_context(context) };
-    free::enter(&regs, cookie(context));
+    let probe = unsafe { Context::new(context) };
+    free::enter(probe, cookie(context));
     0
 }
 

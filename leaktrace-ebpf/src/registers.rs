@@ -12,6 +12,40 @@ use leaktrace_common::hook::Argument;
 /// The code segment selector of 64-bit user code (arch/x86/include/asm/segment.h, `__USER_CS`).
 const USER_CODE_SEGMENT_64: u64 = 0x33;
 
+/// The context of a uprobe program: what most calls are judged by is read from it alone, without a copy of all registers.
+#[derive(Clone, Copy)]
+pub struct Context(*const c_void);
+
+impl Context {
+    /// # Safety
+    /// `context` is the context pointer of a uprobe program.
+    #[inline(always)]
+    pub unsafe fn new(context: *const c_void) -> Context {
+        Context(context)
+    }
+
+    /// The first argument of the function that was entered.
+    #[inline(always)]
+    pub fn first_argument(self) -> u64 {
+        // SAFETY: the context holds registers; see `Registers::from_context`.
+        unsafe { core::ptr::read_volatile(&raw const (*self.0.cast::<pt_regs>()).rdi) }
+    }
+
+    /// rip.
+    #[inline(always)]
+    pub fn instruction(self) -> u64 {
+        // SAFETY: the context holds registers; see `Registers::from_context`.
+        unsafe { core::ptr::read_volatile(&raw const (*self.0.cast::<pt_regs>()).rip) }
+    }
+
+    /// All that leaktrace needs.
+    #[inline(always)]
+    pub fn registers(self) -> Registers {
+        // SAFETY: the context holds registers.
+        unsafe { Registers::from_context(self.0) }
+    }
+}
+
 /// The registers of the user program that leaktrace needs, copied out of the context: the verifier refuses a
 /// load from the context at an offset that is not a constant, and a choice between arguments would become one.
 #[derive(Clone, Copy)]

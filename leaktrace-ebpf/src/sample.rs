@@ -48,9 +48,9 @@ pub struct Drawn {
     pub threshold: u32,
 }
 
-/// Draws for an allocation; `None` when it is passed over.
+/// The random number to draw for a call with.
 #[inline(always)]
-pub fn draw(hook: Hook, asked_bytes: u64, interval_bytes: u64, hits: &mut Hits) -> Option<Drawn> {
+pub fn random(hits: &mut Hits) -> u32 {
     if hits.random == 0 {
         // SAFETY: helpers without preconditions.
         hits.random = unsafe { (bpf_get_prandom_u32() as u64) << 32 | bpf_get_prandom_u32() as u64 };
@@ -58,6 +58,12 @@ pub fn draw(hook: Hook, asked_bytes: u64, interval_bytes: u64, hits: &mut Hits) 
     // A program that is preempted here may draw the same number as the one that ran meanwhile.
     let (state, random) = next_random(hits.random);
     hits.random = state;
+    random
+}
+
+/// Draws for an allocation; `None` when it is passed over.
+#[inline(always)]
+pub fn draw(hook: Hook, asked_bytes: u64, interval_bytes: u64, random: u32) -> Option<Drawn> {
     if is_passed_over(asked_bytes, interval_bytes, random) {
         return None;
     }

@@ -25,6 +25,15 @@ pub(super) fn pair_ns_among(others: usize, words: &[&str], build: Build, tracer:
     Ok(Measured { values: price.to_vec(), note: tracing.end()? })
 }
 
+/// The same for a process that runs already, so that the tracers which take turns with it meet the same addresses and the
+/// same state of its heap. leaktrace is given a time to build its tables in.
+pub(super) fn pair_ns_of(fixture: &mut Fixture, tracer: Tracer) -> Result<Measured> {
+    let tracing = tracer.attach(&[fixture.pid()])?;
+    once(fixture)?;
+    let price = timed(fixture)?;
+    Ok(Measured { values: price.to_vec(), note: tracing.end()? })
+}
+
 /// Processor time and time of a pair. The first measurement warms up, the second counts.
 pub(super) fn timed(fixture: &mut Fixture) -> Result<[f64; 2]> {
     once(fixture)?;

@@ -2,7 +2,7 @@
 //! else one would use, and under probes with nothing in them.
 use super::{
     fixture,
-    rounds::{Measured, Way, alternate},
+    rounds::{Measured, Way, alternate, one_line},
     table::Table,
     tracer::{EXACT, GROWTH, OFFSET_ZERO, SAMPLED, Tracer},
 };
@@ -11,7 +11,10 @@ use leaktrace_tests::{
     compile::{self, Build, library},
     fixture::Fixture,
 };
-use std::process::{Command, Stdio};
+use std::{
+    cell::RefCell,
+    process::{Command, Stdio},
+};
 
 const UNTRACED: &str = "untraced";
 const FLOOR: &str = "floor: empty probes";
@@ -34,9 +37,29 @@ const RATIOS: &[(&str, &str, Option<&str>)] = &[
     (PROFILED, JEMALLOC, None),
 ];
 
-/// Two tables for each number of threads, each with its ratios.
+/// Two tables for each number of threads, each with its ratios; and what comes close to the floor measured closer.
 pub(super) fn measure(rounds: u32) -> String {
-    [section(rounds, 1), section(rounds, 2), NOTES.to_owned()].concat()
+    let sections = [section(rounds, 1), section(rounds, 2), NOTES.to_owned()].concat();
+    let near = [near_floor(rounds, 1), near_floor(rounds, 2)].map(|near| {
+        near.unwrap_or_else(|error| {
+            format!("The floor and sampled mode could not be measured alone: {}\n\n", one_line(&error))
+        })
+    });
+    sections + &near.concat()
+}
+
+/// The floor and sampled mode taking turns with one process: between processes, and within the seconds in which leaktrace
+/// starts, times differ by more than these two do.
+fn near_floor(rounds: u32, threads: u32) -> Result<String> {
+    let words = [format!("threads={threads}"), "ms=1500".to_owned()];
+    let words = words.each_ref().map(String::as_str);
+    let program = compile::fixture("pairs.c", Build::Gcc, &[])?;
+    let fixture = &RefCell::new(Fixture::start(&program, &words, &[])?);
+    let way =
+        |name: &str, tracer| Way::new(name, move || fixture::pair_ns_of(&mut fixture.borrow_mut(), tracer));
+    let ways = [way(FLOOR, Tracer::Floor), way(SAMPLED_NAME, SAMPLED)];
+    let tables = alternate(2 * rounds, &titles(threads, "in one process"), &ways);
+    Ok(tables.iter().map(|table| format!("{table}{}\n", ratios(table))).collect())
 }
 
 fn section(rounds: u32, threads: u32) -> String {
@@ -55,10 +78,14 @@ fn section(rounds: u32, threads: u32) -> String {
         Way::new(JEMALLOC, || jemalloc(&words, "")),
         Way::new(PROFILED, || jemalloc(&words, "prof:true,prof_active:true,lg_prof_sample:19")),
     ];
+    let tables = alternate(rounds, &titles(threads, "processes of their own"), &ways);
+    tables.iter().map(|table| format!("{table}{}\n", ratios(table))).collect()
+}
+
+fn titles(threads: u32, processes: &str) -> [(String, &'static str); 2] {
     let plural = if threads == 1 { "thread" } else { "threads" };
-    let titles = ["processor time", "time, waiting included"]
-        .map(|what| (format!("One malloc+free pair, {threads} {plural}: {what}"), "ns"));
-    alternate(rounds, &titles, &ways).iter().map(|table| format!("{table}{}\n", ratios(table))).collect()
+    ["processor time", "time, waiting included"]
+        .map(|what| (format!("One malloc+free pair, {threads} {plural}, {processes}: {what}"), "ns"))
 }
 
 fn ratios(table: &Table) -> String {

@@ -9,6 +9,7 @@ use leaktrace_tests::{
     scenario::{Case, latest},
 };
 use std::{
+    collections::BTreeSet,
     path::Path,
     process::{Command, ExitStatus},
 };
@@ -132,6 +133,30 @@ fn a_shell_script_is_followed_into_its_commands() -> Result<()> {
     let ran = run(&[], &[], &["/bin/sh", "-c", &format!("true; '{program}'; exit 9")], false)?;
     judge(&Case::new(program.into()), &ran)?;
     ensure!(ran.status.code() == Some(9), "ended with {} instead of 9", ran.status);
+    Ok(())
+}
+
+#[test]
+fn processes_beyond_those_that_can_be_traced_at_once_are_counted() -> Result<()> {
+    const CHILDREN: u64 = 280;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("report.json");
+    let program = compile::plain("gcc", "crowd.c", &["-O1", "-Wall", "-Wextra", "-Werror"], "crowd")?;
+    let mut command = leaktrace::command(&["run", "--format", "json", "-o"])?;
+    command.arg(&file).arg("--").arg(program).arg(CHILDREN.to_string());
+    let said = command.output().context("leaktrace cannot be started")?;
+    ensure!(said.status.success(), "{}: {}", said.status, String::from_utf8_lossy(&said.stderr));
+    let reports = std::fs::read_to_string(&file)?.lines().map(Report::parse).collect::<Result<Vec<_>>>()?;
+    let traced: BTreeSet<u32> =
+        reports.iter().flat_map(|report| report.targets.iter().map(|target| target.pid)).collect();
+    let last = reports.last().context("no summary at all")?;
+    let lost = last.losses.get("children_not_traced").copied().unwrap_or(0);
+    ensure!(lost > 0 && traced.len() as u64 + lost == CHILDREN + 1, "{} traced, {lost} lost", traced.len());
+    ensure!(
+        last.notes.iter().any(|note| note.contains("as many targets as there can be")),
+        "{:?}",
+        last.notes
+    );
     Ok(())
 }
 

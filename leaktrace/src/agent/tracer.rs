@@ -78,6 +78,9 @@ pub struct Tracer {
     targets: BTreeMap<u32, Tracked>,
     /// Children that run in their parent's memory, and the parent.
     vforked: HashMap<u32, u32>,
+    /// Children that live on and could not be made targets, and why the first was not.
+    untraced_children: u64,
+    why_untraced: Option<String>,
     early_stacks: Vec<StackRecord>,
     early_copies: Vec<CopyRecord>,
     deferred: Deferred,
@@ -175,6 +178,8 @@ impl Tracer {
             costs,
             targets: BTreeMap::new(),
             vforked: HashMap::new(),
+            untraced_children: 0,
+            why_untraced: None,
             early_stacks: Vec::new(),
             early_copies: Vec::new(),
             deferred: Deferred::default(),

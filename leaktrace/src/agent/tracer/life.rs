@@ -26,8 +26,18 @@ impl Tracer {
         if let Some(settings) = self.maps.target(child).filter(|settings| settings.owner == child) {
             self.adopt(child, parent, settings);
             self.note_late_start(child, life);
-        } else if let Err(error) = self.add(child, Some(parent), false) {
-            tracing::debug!(pid = child, error = format!("{error:#}"), "a child is not traced");
+        } else {
+            self.add_child(child, parent, false);
+        }
+    }
+
+    /// Traces a child that the kernel had no room for. One that lives on and cannot be traced is a loss.
+    fn add_child(&mut self, pid: u32, parent: u32, fresh: bool) {
+        let Err(error) = self.add(pid, Some(parent), fresh) else { return };
+        tracing::debug!(pid, error = format!("{error:#}"), "a child is not traced");
+        if process::inspect(pid).is_ok() {
+            self.untraced_children += 1;
+            self.why_untraced.get_or_insert_with(|| format!("{error:#}"));
         }
     }
 
@@ -85,11 +95,7 @@ impl Tracer {
                 }
                 self.take_early_stacks(pid);
             }
-            None => {
-                if let Err(error) = self.add(pid, Some(parent), true) {
-                    tracing::debug!(pid, error = format!("{error:#}"), "a child is not traced");
-                }
-            }
+            None => self.add_child(pid, parent, true),
         }
     }
 

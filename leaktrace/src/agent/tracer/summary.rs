@@ -69,7 +69,12 @@ impl Tracer {
             *losses.entry("missed_frees".to_owned()).or_default() += corrected;
         }
         let lost = self.sideband.as_ref().map_or(0, Sideband::lost);
-        for (cause, amount) in [("mapping_records_lost", lost), ("copies_dropped", self.deferred.dropped())] {
+        let of_tracing = [
+            ("mapping_records_lost", lost),
+            ("copies_dropped", self.deferred.dropped()),
+            ("children_not_traced", self.untraced_children),
+        ];
+        for (cause, amount) in of_tracing {
             if amount > 0 {
                 *losses.entry(cause.to_owned()).or_default() += amount;
             }
@@ -109,6 +114,10 @@ impl Tracer {
                 ));
             }
         }
+        notes.extend(self.why_untraced.iter().map(|why| {
+            let count = self.untraced_children;
+            format!("children that are not traced: {count}, the first because of this: {why}")
+        }));
         notes.extend(self.symbolizer.messages());
         notes.extend(self.standing_notes());
         if self.finished_unlisted > 0 {

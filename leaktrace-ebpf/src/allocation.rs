@@ -190,13 +190,9 @@ pub fn enter(probe: Context, cookie: u64, can_skip: bool) -> bool {
         count(hit.target, Counter::FilteredBySize);
         return false;
     }
-    let Some(return_address) = read_user(slot) else {
-        count(hit.target, Counter::ReadFailures);
-        return false;
-    };
     let call = &mut hit.thread.call;
     call.slot = slot;
-    call.return_address = return_address;
+    call.return_address = 0;
     call.cookie = cookie;
     call.size_bytes = size_bytes;
     call.recorded_bytes = recorded_bytes;
@@ -212,8 +208,12 @@ pub fn enter(probe: Context, cookie: u64, can_skip: bool) -> bool {
     }
     if hook.may_throw && is_recorded != 0 {
         // At its exits the callee-saved registers may not be the caller's: take the stack now.
-        let start = Start { ip: return_address, sp: slot.wrapping_add(8), exact: false };
-        hit.thread.call.stack = stack::take(hit.tid, hit.target, hit.thread, regs, start);
+        let Some(return_address) = read_user(slot) else {
+            hit.abandon(Counter::ReadFailures);
+            return false;
+        };
+        hit.thread.call.return_address = return_address;
+        hit.thread.call.stack = take_stack(&mut hit);
     }
     true
 }
@@ -224,15 +224,25 @@ fn replaces(hook: Hook, pointer: u64) -> bool {
     matches!(hook.shape, Shape::Reallocate | Shape::ResizeInPlace) && pointer != 0
 }
 
-/// An allocation function returned (or stands at one of its exits, its return address at `slot`).
+/// An allocation function has returned. Its caller goes on at the current instruction, so that nobody need read the
+/// return address at entry: the kernel knows it, whoever else has put a return probe there.
 #[inline(always)]
-pub fn leave(regs: &Registers, slot: u64) {
+pub fn leave_by_return(regs: &Registers) {
+    leave(regs, regs.stack_pointer.wrapping_sub(8), Some(regs.instruction));
+}
+
+/// An allocation function returned to `caller`, or stands at one of its exits; its return address is or was at `slot`.
+#[inline(always)]
+fn leave(regs: &Registers, slot: u64, caller: Option<u64>) {
     let (tid, tgid) = thread::current();
     let Some(thread) = thread::existing(tid) else { return };
     // SAFETY: the entry belongs to the current thread and stays while its program runs.
     let thread = unsafe { &mut *thread };
     if thread.call.slot != slot {
         return;
+    }
+    if let Some(caller) = caller {
+        thread.call.return_address = caller;
     }
     let hook = Hook::from_cookie(thread.call.cookie);
     let Some(target) = target::at_probe(hook, tgid) else { return };
@@ -261,7 +271,7 @@ pub fn leave_at_exit(regs: &Registers, hook: Hook, slot: u64) {
     let Some(thread) = thread::existing(tid) else { return };
     // SAFETY: the entry belongs to the current thread and stays while its program runs.
     if Hook::from_cookie(unsafe { (*thread).call.cookie }).may_throw {
-        leave(regs, slot);
+        leave(regs, slot, None);
     }
 }
 

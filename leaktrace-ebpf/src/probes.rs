@@ -19,8 +19,7 @@ extern "C" fn alloc_session(context: *mut c_void) -> u32 {
     // SAFETY: the context is this program's.
     let probed = unsafe { bpf_get_func_ip(context) };
     if probe.instruction() != probed {
-        let regs = probe.registers();
-        allocation::leave(&regs, regs.stack_pointer.wrapping_sub(8));
+        allocation::leave_by_return(&probe.registers());
         return 0;
     }
     if allocation::enter(probe, cookie(context), true) { 0 } else { SKIP_RETURN }
@@ -41,8 +40,8 @@ extern "C" fn alloc_entry(context: *mut c_void) -> u32 {
 #[unsafe(link_section = "uretprobe")]
 extern "C" fn alloc_return(context: *mut c_void) -> u32 {
     // SAFETY: the kernel passes the registers.
-    let regs = unsafe { Context::new(context) }.registers();
-    allocation::leave(&regs, regs.stack_pointer.wrapping_sub(8));
+    let probe = unsafe { Context::new(context) };
+    allocation::leave_by_return(&probe.registers());
     0
 }
 

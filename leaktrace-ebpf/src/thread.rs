@@ -40,7 +40,7 @@ const _: () = assert!(size_of::<Thread>() <= 12 << 10);
 pub struct Call {
     /// Address of the word that holds its return address; 0 when no call is under way.
     pub slot: u64,
-    /// The return address, from before a return probe replaced it.
+    /// The return address: 0 until the call has returned, or its stack is taken.
     pub return_address: u64,
     /// The hook's cookie.
     pub cookie: u64,

@@ -27,7 +27,7 @@ pub struct Block {
     pub size_bytes: u64,
     /// When it was allocated, in ns of CLOCK_BOOTTIME.
     pub born_ns: u64,
-    /// The site's stack hash.
+    /// The site's stack hash; in a block that has been freed, a mark ([`Block::is_live`]).
     pub stack: u64,
     /// Sampling threshold: the block was recorded with probability threshold / 2^32; 0 stands for 1
     /// ([`crate::sample::CERTAIN`]).
@@ -40,6 +40,39 @@ pub struct Block {
 assert_layout!(Block, size = 32, align = 8);
 // SAFETY: `repr(C)`, integers only, no padding (asserted by its size).
 unsafe impl Plain for Block {}
+
+/// The bit that marks a block as freed. No stack's hash has it.
+const FREED: u64 = 1 << 63;
+/// The bit that marks it as being written or removed.
+const CLAIMED: u64 = 1 << 62;
+
+/// A stack's hash as it is used: below the marks, and neither 0 nor [`NO_STACK`].
+#[inline(always)]
+pub const fn stack_id(hash: u64) -> u64 {
+    let id = hash & !FREED;
+    if id <= NO_STACK { NO_STACK + 1 } else { id }
+}
+
+impl Block {
+    /// Whether it is live. A block that was freed may stay in the table for a while, for the next allocation at its
+    /// address.
+    pub const fn is_live(&self) -> bool {
+        self.stack & FREED == 0
+    }
+
+    /// What takes the place of the stack in a block at `address` that was freed. It names the address, so that nobody
+    /// takes the memory of one block for that of another.
+    #[inline(always)]
+    pub const fn freed_mark(address: u64) -> u64 {
+        FREED | address & !CLAIMED
+    }
+
+    /// What takes its place while somebody writes or removes the block.
+    #[inline(always)]
+    pub const fn claimed_mark(address: u64) -> u64 {
+        FREED | CLAIMED | address
+    }
+}
 
 /// Buckets of the lifetime histogram; see [`lifetime_bucket`].
 pub const LIFETIME_BUCKETS: usize = 32;

@@ -7,14 +7,14 @@ use leaktrace_common::{
     counter::Counter,
     event::{Header, Kind},
     heap::Block,
-    hook::{Hook, NO_ARGUMENT, Shape},
+    hook::{Hook, NO_ARGUMENT, Shape, slot_of_table},
     sample::{CERTAIN, is_passed_over},
     target::{Target, flags},
 };
 
 use crate::{
     count::{count, hit},
-    maps::CALLS,
+    maps::{CALLS, TARGETS},
     registers::{Context, Registers, read_user},
     sample, site,
     stack::{self, Start},
@@ -112,11 +112,26 @@ impl<'a> Hit<'a> {
 
     #[inline(always)]
     fn restore_old(&mut self) {
-        let call = &self.thread.call;
-        if call.old.size_bytes != NO_OLD_BLOCK {
-            site::restore(self.target, call.pointer, &call.old);
+        if self.thread.call.old.size_bytes != NO_OLD_BLOCK {
+            restore_old(self.thread, slot_of_table(self.target.table));
         }
     }
+}
+
+/// Puts the block back that the call under way of `thread`, whose process has this slot, took out. Not inlined: it is
+/// seldom needed, in many places.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn restore_old(thread: *mut Thread, slot: u32) -> u32 {
+    if thread.is_null() {
+        return 0;
+    }
+    let Some(target) = TARGETS.get(slot) else { return 0 };
+    // SAFETY: see [`crate::walk::walk_frames`].
+    let thread = unsafe { &mut *thread };
+    let (pointer, old) = (thread.call.pointer, thread.call.old);
+    site::restore(target, thread, pointer, &old);
+    1
 }
 
 /// Whether a size is in the range that is recorded.
@@ -202,7 +217,7 @@ pub fn enter(probe: Context, cookie: u64, can_skip: bool) -> bool {
     call.stack = 0;
     call.old.size_bytes = NO_OLD_BLOCK;
     if replaces(hook, pointer) {
-        if let Some(old) = site::take(hit.target, pointer) {
+        if let Some(old) = site::take(hit.target, hit.thread, pointer) {
             hit.thread.call.old = old;
         }
     }
@@ -343,7 +358,7 @@ fn finish(hit: &mut Hit<'_>, hook: Hook, address: u64) {
     if hit.thread.freed_address == address {
         hit.thread.freed_address = 0;
     }
-    if site::record(hit.target, address, &block) && hit.target.flags & flags::TRACE_CALLS != 0 {
+    if site::record(hit.target, hit.thread, address, &block) && hit.target.flags & flags::TRACE_CALLS != 0 {
         let old_address = if had_old { hit.thread.call.pointer } else { 0 };
         report(&hit.caller(), address, size_bytes, old_address, stack, hook.function, false);
     }

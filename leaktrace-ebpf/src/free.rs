@@ -41,7 +41,7 @@ pub fn enter(probe: Context, cookie: u64) {
         count(hit.target, Counter::NestedCalls);
         return;
     }
-    let Some(block) = site::take(hit.target, pointer) else {
+    let Some(block) = site::take(hit.target, hit.thread, pointer) else {
         // A free function that reaches another one fires twice: the second hit lies inside the first.
         let same_call = hit.thread.freed_address == pointer && slot <= hit.thread.freed_slot;
         if !same_call {
@@ -61,7 +61,7 @@ pub fn enter(probe: Context, cookie: u64) {
 /// called: the old blocks of reallocations under way are out of the table already.
 #[inline(always)]
 fn sampled(caller: &Caller, hook: Hook, pointer: u64) {
-    let Some(block) = site::take(caller.target, pointer) else { return };
+    let Some(block) = site::take_out(caller.target, pointer) else { return };
     count(caller.target, Counter::FreeHits);
     site::end(caller.target, &block, site::now_ns());
     if caller.target.flags & flags::TRACE_CALLS != 0 {

@@ -138,9 +138,11 @@ fn thread_exit(context: TracePointContext) -> u32 {
     };
     if let Some(state) = thread::existing(tid) {
         // SAFETY: the entry belongs to the current thread.
-        if unsafe { (*state).call.slot } != 0 {
+        let state = unsafe { &mut *state };
+        if state.call.slot != 0 {
             count(&target, Counter::LostReturns);
         }
+        site::forget_thread(&target, state);
         let _ = THREADS.remove(tid);
     }
     let _ = context.as_ptr();

@@ -75,6 +75,12 @@ pub fn draw(hook: Hook, asked_bytes: u64, interval_bytes: u64, random: u32) -> O
     (random < threshold).then_some(Drawn { taken_bytes, threshold })
 }
 
+/// Whether any process may be sampled.
+#[inline(always)]
+pub fn is_possible() -> bool {
+    SAMPLES.load() != 0
+}
+
 /// Whether a process may have a recorded block at `address`; `true` where nobody keeps account.
 #[inline(always)]
 pub fn may_be_live(address: u64) -> bool {

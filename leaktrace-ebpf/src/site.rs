@@ -12,42 +12,31 @@ use leaktrace_common::{
 use crate::{
     count::{add, add32, count},
     maps::{LIVE, SITES},
-    sample,
+    parked, sample,
+    thread::Thread,
 };
 
 /// bpf_map_update_elem: only if the key is absent.
-const NO_EXIST: u64 = 1;
+pub const NO_EXIST: u64 = 1;
 /// The error for a key that is present.
 const EEXIST: i32 = -17;
 
+/// Whether a block that is freed leaves its entry in the table for the next one. Where processes are sampled, a block
+/// seldom comes to lie where one was.
+#[inline(always)]
+fn parks() -> bool {
+    !sample::is_possible()
+}
+
 /// Records a new block. What cannot be recorded is counted.
 #[inline(always)]
-pub fn record(target: &Target, address: u64, block: &Block) -> bool {
+pub fn record(target: &Target, thread: &mut Thread, address: u64, block: &Block) -> bool {
     let Some(totals) = totals(target, block.stack) else { return false };
-    let Some(live) = LIVE.get(slot_of_table(target.table)) else {
+    sample::count_up(address);
+    if !insert(target, thread, address, block) {
+        sample::count_down(address);
         count(target, Counter::BlocksFull);
         return false;
-    };
-    sample::count_up(address);
-    match live.insert(address, block, NO_EXIST) {
-        Ok(()) => {}
-        Err(EEXIST) => {
-            // The allocator handed out an address that is still in the table: its free was missed.
-            if let Some(missed) = take(target, address) {
-                end(target, &missed, block.born_ns);
-                count(target, Counter::MissedFrees);
-            }
-            if live.insert(address, block, NO_EXIST).is_err() {
-                sample::count_down(address);
-                count(target, Counter::BlocksFull);
-                return false;
-            }
-        }
-        Err(_) => {
-            sample::count_down(address);
-            count(target, Counter::BlocksFull);
-            return false;
-        }
     }
     // SAFETY: `totals` points into a map value that stays until user space deletes a dead process's sites.
     unsafe {
@@ -57,32 +46,83 @@ pub fn record(target: &Target, address: u64, block: &Block) -> bool {
     true
 }
 
+/// Puts a block into the process's table; whether there was room.
+#[inline(always)]
+fn insert(target: &Target, thread: &mut Thread, address: u64, block: &Block) -> bool {
+    let Some(live) = LIVE.get(slot_of_table(target.table)) else { return false };
+    if parks() && parked::put_back(thread, live, address, block) {
+        return true;
+    }
+    match live.insert(address, block, NO_EXIST) {
+        Ok(()) => true,
+        Err(EEXIST) => {
+            // The allocator handed out an address that is still in the table: its free was missed.
+            if let Some(missed) = take_out(target, address) {
+                end(target, &missed, block.born_ns);
+                count(target, Counter::MissedFrees);
+            }
+            if parks() {
+                parked::insert_over(live, address, block)
+            } else {
+                live.insert(address, block, NO_EXIST).is_ok()
+            }
+        }
+        Err(_) if parks() => {
+            parked::remove_all(thread, live);
+            live.insert(address, block, NO_EXIST).is_ok()
+        }
+        Err(_) => false,
+    }
+}
+
 /// Takes the block at `address` out of the process's table. A block of an earlier image of the process is
 /// dropped: its memory went with that image.
 #[inline(always)]
-pub fn take(target: &Target, address: u64) -> Option<Block> {
+pub fn take(target: &Target, thread: &mut Thread, address: u64) -> Option<Block> {
+    if !parks() {
+        return take_out(target, address);
+    }
+    let live = LIVE.get(slot_of_table(target.table))?;
+    parked::take(thread, live, address, target.generation as u16)
+}
+
+/// As [`take`], and leaves no entry.
+#[inline(always)]
+pub fn take_out(target: &Target, address: u64) -> Option<Block> {
     let live = LIVE.get(slot_of_table(target.table))?;
     // SAFETY: the value is copied at once; a concurrent free of the same address would be the program's bug.
     let block = *unsafe { live.get(address) }?;
+    if !block.is_live() {
+        return None;
+    }
     live.remove(address).ok()?;
     sample::count_down(address);
     (block.generation == target.generation as u16).then_some(block)
+}
+
+/// A thread of the process ends: the entries that it has left go.
+#[inline(always)]
+pub fn forget_thread(target: &Target, thread: &mut Thread) {
+    if parks()
+        && let Some(live) = LIVE.get(slot_of_table(target.table))
+    {
+        parked::remove_all(thread, live);
+    }
 }
 
 /// Whether the process's table has a block at `address`.
 #[inline(always)]
 pub fn is_live(target: &Target, address: u64) -> bool {
     let Some(live) = LIVE.get(slot_of_table(target.table)) else { return false };
-    // SAFETY: only whether there is a value is looked at.
-    unsafe { live.get(address) }.is_some()
+    // SAFETY: only its mark is looked at.
+    unsafe { live.get(address) }.is_some_and(Block::is_live)
 }
 
 /// Puts a block back that [`take`] took.
 #[inline(always)]
-pub fn restore(target: &Target, address: u64, block: &Block) {
-    let Some(live) = LIVE.get(slot_of_table(target.table)) else { return };
+pub fn restore(target: &Target, thread: &mut Thread, address: u64, block: &Block) {
     sample::count_up(address);
-    if live.insert(address, block, NO_EXIST).is_err() {
+    if !insert(target, thread, address, block) {
         sample::count_down(address);
         end(target, block, now_ns());
         count(target, Counter::BlocksFull);

@@ -4,7 +4,7 @@ use core::{ffi::c_void, hint::black_box};
 use leaktrace_common::{
     counter::Counter,
     event::{COPY_PAGE_BYTES, COPY_PAGES, Kind, STACK_GUESSED, STACK_HEADER_BYTES, StackCopy},
-    heap::NO_STACK,
+    heap::{NO_STACK, stack_id},
     target::{self, Target},
     unwind::{FRAME_EXACT, MAX_FRAMES, Stop, hash_step},
 };
@@ -14,7 +14,7 @@ use crate::{
     maps::{COPIES, STACK_IDS, STACKS},
     registers::Registers,
     reuse,
-    thread::Thread,
+    thread::{INTERNED, Thread},
     walk,
 };
 
@@ -54,7 +54,7 @@ pub fn take(tid: u32, target: &Target, thread: &mut Thread, regs: &Registers, st
         counters.add_at(index, 1);
     }
     let hash = hash_step(hash, (target.owner as u64) << 32 | target.generation as u64);
-    let hash = if hash <= NO_STACK { NO_STACK + 1 } else { hash };
+    let hash = stack_id(hash);
     intern(tid, target, thread, hash);
     hash
 }
@@ -136,7 +136,12 @@ fn prepare(target: &Target, thread: &mut Thread, regs: &Registers, start: Start)
 /// Sends the frames the first time a hash is seen.
 #[inline(always)]
 fn intern(tid: u32, target: &Target, thread: &mut Thread, hash: u64) {
+    let place = &mut thread.interned[(black_box(hash) as usize) & (INTERNED - 1)];
+    if *place == hash {
+        return;
+    }
     if STACK_IDS.get_ptr(hash).is_some() {
+        *place = hash;
         return;
     }
     const NO_EXIST: u64 = 1;

@@ -4,9 +4,13 @@ use leaktrace_common::{event, heap::Block, unwind::MAX_FRAMES};
 
 use crate::{
     maps::{NEW_THREAD, THREADS},
+    parked::Parked,
     reuse::{Noted, Previous},
     walk::Walk,
 };
+
+/// Places for stacks that are known to be interned: a power of two.
+pub const INTERNED: usize = 16;
 
 /// Value of the THREADS map.
 #[derive(Clone, Copy)]
@@ -21,6 +25,10 @@ pub struct Thread {
     pub freed_address: u64,
     /// See `freed_address`.
     pub freed_slot: u64,
+    /// What it has freed last and left in the table.
+    pub parked: Parked,
+    /// Stacks that are known to be interned, by their lowest bits.
+    pub interned: [u64; INTERNED],
     /// The walker's registers.
     pub walk: Walk,
     /// The stack being taken, ready to be sent.

@@ -292,11 +292,13 @@ impl Maps {
     ///
     /// # Errors
     /// The system call's error.
-    pub fn for_each_block(&self, pid: u32, each: impl FnMut(u64, Block)) -> io::Result<()> {
-        match self.table(pid) {
-            Some(map) => batch::for_each(map.as_fd(), self.max_blocks, each),
-            None => Ok(()),
-        }
+    pub fn for_each_block(&self, pid: u32, mut each: impl FnMut(u64, Block)) -> io::Result<()> {
+        let Some(map) = self.table(pid) else { return Ok(()) };
+        batch::for_each(map.as_fd(), self.max_blocks, |address, block: Block| {
+            if block.is_live() {
+                each(address, block);
+            }
+        })
     }
 
     /// Deletes live blocks of a process by address.
@@ -311,8 +313,8 @@ impl Maps {
         let Some(map) = self.table(pid) else { return false };
         let mut bytes = [0; size_of::<Block>()];
         let found = sys::map_lookup(map.as_fd(), bytes_of(&address), &mut bytes);
-        let is_same =
-            matches!(found, Ok(true)) && read::<Block>(&bytes).is_some_and(|block| block.born_ns == born_ns);
+        let is_same = matches!(found, Ok(true))
+            && read::<Block>(&bytes).is_some_and(|block| block.born_ns == born_ns && block.is_live());
         is_same && self.delete_block(pid, address)
     }
 

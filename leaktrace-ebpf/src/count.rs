@@ -1,9 +1,10 @@
 //! Counting: adds to the current target's tally.
 use core::{arch::asm, hint::black_box};
 use leaktrace_common::{
-    counter::{Counter, TALLY_WORDS},
+    counter::{Class, Counter, TALLY_WORDS},
     hook::{Hits, Hook, slot_of_table},
     target::{NOBODYS_SLOT, Target},
+    unwind::Stop,
 };
 
 use crate::maps::{HITS, TALLIES, Tally};
@@ -48,20 +49,35 @@ impl Counters {
         Counters(TALLIES.get_ptr_mut(slot_of_table(target.table)))
     }
 
-    /// Adds `amount` to `counter`.
+    /// Adds `amount` to `counter`. What says nothing about correctness is added without atomicity, which every hit would
+    /// pay for: one of many is lost when a program is preempted between load and store.
     #[inline(always)]
     pub fn add(self, counter: Counter, amount: u64) {
-        self.add_at(counter as u32, amount);
+        let Some(word) = self.word(counter as u32) else { return };
+        if matches!(counter.class(), Class::Activity) {
+            // SAFETY: a word of this CPU's tally.
+            unsafe { *word = (*word).wrapping_add(amount) };
+        } else {
+            add(word, amount);
+        }
     }
 
-    /// Adds `amount` to the counter with this index, which is masked to the tally's length.
+    /// Counts the end of a stack ([`Stop`]).
     #[inline(always)]
-    pub fn add_at(self, index: u32, amount: u64) {
-        if let Some(tally) = self.0 {
-            let index = (black_box(index) as usize) & (TALLY_WORDS - 1);
-            // SAFETY: the masked index lies in the tally.
-            add(unsafe { tally.cast::<u64>().add(index) }, amount);
+    pub fn add_stop(self, stop: u32) {
+        if stop == Stop::Complete as u32 {
+            self.add(Counter::StopComplete, 1);
+        } else if let Some(word) = Counter::index_of_stop(stop).and_then(|index| self.word(index)) {
+            add(word, 1);
         }
+    }
+
+    /// The word with this index, which is masked to the tally's length.
+    #[inline(always)]
+    fn word(self, index: u32) -> Option<*mut u64> {
+        let index = (black_box(index) as usize) & (TALLY_WORDS - 1);
+        // SAFETY: the masked index lies in the tally.
+        self.0.map(|tally| unsafe { tally.cast::<u64>().add(index) })
     }
 }
 

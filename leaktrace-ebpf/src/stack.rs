@@ -50,9 +50,7 @@ pub fn take(tid: u32, target: &Target, thread: &mut Thread, regs: &Registers, st
     }
     counters.add(Counter::Stacks, 1);
     counters.add(Counter::Frames, thread.walk.count as u64);
-    if let Some(index) = Counter::index_of_stop(thread.walk.stop) {
-        counters.add_at(index, 1);
-    }
+    counters.add_stop(thread.walk.stop);
     let hash = hash_step(hash, (target.owner as u64) << 32 | target.generation as u64);
     let hash = stack_id(hash);
     intern(tid, target, thread, hash);
@@ -115,7 +113,8 @@ fn prepare(target: &Target, thread: &mut Thread, regs: &Registers, start: Start)
     walk.start_sp = start.sp;
     walk.start_rbp = regs.rbp;
     walk.start_rbx = regs.rbx;
-    walk.pending_start = 0;
+    // Three words in a row would become a call of a function that clears byte by byte.
+    walk.pending_start = black_box(0);
     walk.pending_end = 0;
     walk.changes = 0;
     walk.hint = 0;

@@ -235,6 +235,7 @@ fn is_proven(thread: &mut Thread, count: u32) -> bool {
     let innermost_sp = thread.walk.sp;
     let walk = &mut thread.walk;
     let known = &thread.previous.known;
+    walk::expect_reads(walk, known[0].sp.wrapping_sub(innermost_sp));
     let mut inner = count - 1;
     let mut looked = 0;
     while looked < MAX_FRAMES && inner > 0 {
@@ -243,6 +244,7 @@ fn is_proven(thread: &mut Thread, count: u32) -> bool {
         inner -= 1;
         let to = &known[(black_box(inner) as usize) & MAX_FRAMES];
         if walk::read_return(walk, to.sp.wrapping_sub(8)) != Ok(to.frame & FRAME_ADDRESS) {
+            walk::forget_window(walk);
             return false;
         }
         if from.step & step::USED_RBP == 0 || from.rbp_at == 0 {
@@ -251,6 +253,7 @@ fn is_proven(thread: &mut Thread, count: u32) -> bool {
         let rbp_at = from.sp.wrapping_add(from.rbp_at as i64 as u64);
         // What lies further in was compared by value where the stacks meet.
         if rbp_at >= innermost_sp && walk::read_stack(walk, rbp_at) != Ok(from.rbp) {
+            walk::forget_window(walk);
             return false;
         }
     }

@@ -31,6 +31,10 @@ const FRAMES_PER_CALL: u32 = 4;
 const CALLS: u32 = (MAX_FRAMES as u32).div_ceil(FRAMES_PER_CALL) + 1;
 /// Words in the window.
 const WINDOW_WORDS: usize = 128;
+/// Bytes that are read into it at once,
+const WINDOW_BYTES: u32 = 8 * WINDOW_WORDS as u32;
+/// and where it is known that so many will do.
+const SHORT_WINDOW_BYTES: u32 = 256;
 /// Steps of a binary search over [`MAX_MAPPINGS`].
 const MAPPING_STEPS: u32 = MAX_MAPPINGS.ilog2() + 1;
 /// Steps of a binary search over the rows of a page: at most 65,535.
@@ -120,6 +124,8 @@ pub struct Walk {
     pub step: u32,
     /// The salt of the mapping that the frame under way is in: what tells files at one address apart.
     pub salt: u32,
+    /// Bytes of `window` that are read at once: [`SHORT_WINDOW_BYTES`] or [`WINDOW_BYTES`].
+    pub window_bytes: u64,
     /// A copy of stack memory.
     pub window: [u64; WINDOW_WORDS],
 }
@@ -128,7 +134,7 @@ pub struct Walk {
 /// stack. The caller has set everything but the window.
 #[inline(always)]
 pub fn run(thread: &mut Thread) {
-    thread.walk.window_at = NO_WINDOW;
+    forget_window(&mut thread.walk);
     let mut calls = 0;
     while calls < CALLS {
         calls += 1;
@@ -508,15 +514,31 @@ fn row_at(rows: *const Row, index: u32) -> Row {
     unsafe { ptr::read_volatile(rows.add(index)) }
 }
 
+/// Makes the window empty.
+#[inline(always)]
+pub fn forget_window(walk: &mut Walk) {
+    walk.window_at = NO_WINDOW;
+    walk.window_bytes = WINDOW_BYTES as u64;
+}
+
+/// Says that `bytes` of the stack are all that will be read from here on, or nothing is known of it.
+#[inline(always)]
+pub fn expect_reads(walk: &mut Walk, bytes: u64) {
+    if walk.window_at == NO_WINDOW && bytes <= SHORT_WINDOW_BYTES as u64 {
+        walk.window_bytes = SHORT_WINDOW_BYTES as u64;
+    }
+}
+
 /// Reads a stack word through the window; on a fault behind the window, the word alone.
 #[inline(always)]
 pub fn read_stack(walk: &mut Walk, address: u64) -> Result<u64, Stop> {
     let offset = address.wrapping_sub(walk.window_at);
-    if offset <= (WINDOW_WORDS as u64 - 1) * 8 && offset & 7 == 0 {
+    if offset <= walk.window_bytes - 8 && offset & 7 == 0 {
         return Ok(walk.window[(black_box(offset >> 3) as usize) & (WINDOW_WORDS - 1)]);
     }
     let window = (&raw mut walk.window).cast::<c_void>();
-    let length = (WINDOW_WORDS * 8) as u32;
+    let is_short = walk.window_bytes == SHORT_WINDOW_BYTES as u64;
+    let length = if is_short { SHORT_WINDOW_BYTES } else { WINDOW_BYTES };
     // SAFETY: the window is as large as what is read; the helper checks the user address.
     if unsafe { bpf_probe_read_user(window, length, address as *const c_void) } == 0 {
         walk.window_at = address;

@@ -1,7 +1,7 @@
 //! Counting: adds to the current target's tally.
 use core::{arch::asm, hint::black_box};
 use leaktrace_common::{
-    counter::{Class, Counter, TALLY_WORDS},
+    counter::{Counter, TALLY_WORDS},
     hook::{Hits, Hook, slot_of_table},
     target::{NOBODYS_SLOT, Target},
     unwind::Stop,
@@ -49,16 +49,21 @@ impl Counters {
         Counters(TALLIES.get_ptr_mut(slot_of_table(target.table)))
     }
 
-    /// Adds `amount` to `counter`. What says nothing about correctness is added without atomicity, which every hit would
-    /// pay for: one of many is lost when a program is preempted between load and store.
+    /// Adds `amount` to `counter`.
     #[inline(always)]
     pub fn add(self, counter: Counter, amount: u64) {
-        let Some(word) = self.word(counter as u32) else { return };
-        if matches!(counter.class(), Class::Activity) {
+        if let Some(word) = self.word(counter as u32) {
+            add(word, amount);
+        }
+    }
+
+    /// Adds `amount` to a counter of work done, from which nothing is concluded, without the atomicity that every stack
+    /// would pay for: a program that is preempted between load and store loses what others have added meanwhile.
+    #[inline(always)]
+    pub fn add_roughly(self, counter: Counter, amount: u64) {
+        if let Some(word) = self.word(counter as u32) {
             // SAFETY: a word of this CPU's tally.
             unsafe { *word = (*word).wrapping_add(amount) };
-        } else {
-            add(word, amount);
         }
     }
 
@@ -66,7 +71,7 @@ impl Counters {
     #[inline(always)]
     pub fn add_stop(self, stop: u32) {
         if stop == Stop::Complete as u32 {
-            self.add(Counter::StopComplete, 1);
+            self.add_roughly(Counter::StopComplete, 1);
         } else if let Some(word) = Counter::index_of_stop(stop).and_then(|index| self.word(index)) {
             add(word, 1);
         }

@@ -83,7 +83,10 @@ fn settle(tgid: u32, like: Target, table: u32) -> Option<*mut Target> {
     let flags = like.flags | flags::SHARED_SLOT;
     // SAFETY: an entry that nothing refers to until the process is in PROCESSES.
     unsafe { *entry = Target { owner: tgid, flags, table, ..like } };
-    PROCESSES.insert(tgid, Process { table, generation: like.generation }, 0).ok()?;
+    if PROCESSES.insert(tgid, Process { table, generation: like.generation }, 0).is_err() {
+        let _ = SPARE_TABLES.push(table, 0);
+        return None;
+    }
     Some(entry)
 }
 
@@ -91,6 +94,14 @@ fn settle(tgid: u32, like: Target, table: u32) -> Option<*mut Target> {
 fn process_exec(context: TracePointContext) -> u32 {
     let Some((tid, tgid, before)) = traced() else { return 0 };
     debug!(&context, "process {} executes another program", tgid);
+    if let Some(state) = thread::existing(tid) {
+        // SAFETY: the entry belongs to the current thread.
+        let state = unsafe { &mut *state };
+        state.call.slot = 0;
+        state.passed.slot = 0;
+        state.freed_address = 0;
+        site::forget_thread(&before, state);
+    }
     let entry = if before.owner == tgid {
         TARGETS.get_ptr_mut(slot_of_table(before.table))
     } else {
@@ -116,14 +127,6 @@ fn process_exec(context: TracePointContext) -> u32 {
     {
         // SAFETY: a field of a map value that stays.
         unsafe { (*process).loading = 1 };
-    }
-    if let Some(state) = thread::existing(tid) {
-        // SAFETY: the entry belongs to the current thread.
-        unsafe {
-            (*state).call.slot = 0;
-            (*state).passed.slot = 0;
-            (*state).freed_address = 0;
-        }
     }
     let header = header(Kind::Exec, tid, tgid, target);
     send(target, Life { header, child: 0, status: 0, clone_flags: 0 });

@@ -60,8 +60,8 @@ pub static SPARE_TABLES: Queue<u32, 64> = Queue::new();
 
 /// Live blocks: one inner map per process, by slot, so that a noisy process cannot push out another's blocks. User
 /// space makes the inner maps (`--max-blocks` entries), programs fill them. Full: the allocation is counted as
-/// `blocks_full` and not recorded; nothing is ever evicted, because the oldest blocks are the leak. An inner map is
-/// replaced only when its process is gone.
+/// `blocks_full` and not recorded; nothing is ever evicted, because the oldest blocks are the leak. Each thread may leave
+/// a few entries of blocks that it has freed ([`crate::parked`]). An inner map is replaced only when its process is gone.
 #[btf_map]
 pub static LIVE: ArrayOfMaps<
     HashMap<u64, Block, 1048576, { BPF_F_NO_PREALLOC as usize }>,
@@ -95,7 +95,7 @@ pub static EVENTS: RingBuf<event::Life, 1048576> = RingBuf::new();
 #[btf_map]
 pub static STACKS: RingBuf<event::Stack, 4194304> = RingBuf::new();
 
-/// Memory of stacks that stopped for want of a table, 20 KiB each. Full: `copies_dropped`, and the stack stays cut.
+/// Memory of stacks that stopped for want of a table, 20 KiB each; user space says how much fits. Full: `copies_dropped`, and the stack stays cut.
 #[btf_map]
 pub static COPIES: RingBuf<event::StackCopy, 16777216> = RingBuf::new();
 

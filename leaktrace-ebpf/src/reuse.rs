@@ -260,6 +260,19 @@ fn is_proven(thread: &mut Thread, count: u32) -> bool {
     true
 }
 
+/// The hash of the stack, where the walk has met the previous stack in its first frame: nothing but the number of frames
+/// changes then.
+#[inline(always)]
+pub fn kept_whole(thread: &mut Thread) -> Option<u64> {
+    if thread.walk.flags & flags::REUSED == 0 || thread.walk.count != 1 {
+        return None;
+    }
+    let previous = &mut thread.previous;
+    previous.count = previous.kept;
+    thread.walk.count = previous.kept;
+    Some(previous.known[(black_box(previous.kept.wrapping_sub(1)) as usize) & MAX_FRAMES].hash)
+}
+
 /// The walk has ended: computes the hash of its stack and makes it the thread's previous one.
 #[unsafe(no_mangle)]
 #[inline(never)]

@@ -38,7 +38,7 @@ pub fn take(tid: u32, target: &Target, thread: &mut Thread, regs: &Registers, st
     let mut hash = walk_once(target, thread, regs, start, walk::flags::MAY_REUSE);
     let counters = Counters::of(target);
     if thread.walk.flags & walk::flags::REUSED != 0 {
-        counters.add(Counter::StacksReused, 1);
+        counters.add_roughly(Counter::StacksReused, 1);
         if target.flags & target::flags::VERIFY_REUSE != 0 {
             let frames = thread.walk.count;
             let full = walk_once(target, thread, regs, start, 0);
@@ -48,8 +48,8 @@ pub fn take(tid: u32, target: &Target, thread: &mut Thread, regs: &Registers, st
             hash = full;
         }
     }
-    counters.add(Counter::Stacks, 1);
-    counters.add(Counter::Frames, thread.walk.count as u64);
+    counters.add_roughly(Counter::Stacks, 1);
+    counters.add_roughly(Counter::Frames, thread.walk.count as u64);
     counters.add_stop(thread.walk.stop);
     let hash = hash_step(hash, (target.owner as u64) << 32 | target.generation as u64);
     let hash = stack_id(hash);
@@ -69,7 +69,7 @@ fn walk_once(target: &Target, thread: &mut Thread, regs: &Registers, start: Star
     if walk::push(thread, start.ip, mark).is_ok() {
         walk::run(thread);
     }
-    reuse::keep_stack(thread)
+    reuse::kept_whole(thread).unwrap_or_else(|| reuse::keep_stack(thread))
 }
 
 /// Whether a call whose return address is `watch.1`, at address `watch.0`, is under way: whether the walk from
@@ -135,12 +135,14 @@ fn prepare(target: &Target, thread: &mut Thread, regs: &Registers, start: Start)
 /// Sends the frames the first time a hash is seen.
 #[inline(always)]
 fn intern(tid: u32, target: &Target, thread: &mut Thread, hash: u64) {
+    // A process that is traced anew has another table, and its stacks are to be sent again.
+    let known = hash ^ (target.table as u64) << 32;
     let place = &mut thread.interned[(black_box(hash) as usize) & (INTERNED - 1)];
-    if *place == hash {
+    if *place == known {
         return;
     }
     if STACK_IDS.get_ptr(hash).is_some() {
-        *place = hash;
+        *place = known;
         return;
     }
     const NO_EXIST: u64 = 1;

@@ -27,7 +27,7 @@ pub struct Thread {
     pub freed_slot: u64,
     /// What it has freed last and left in the table.
     pub parked: Parked,
-    /// Stacks that are known to be interned, by their lowest bits.
+    /// Stacks that are known to be interned, by their lowest bits; see `stack`.
     pub interned: [u64; INTERNED],
     /// The walker's registers.
     pub walk: Walk,

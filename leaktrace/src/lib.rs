@@ -57,6 +57,8 @@
 //!   into `std::terminate`. Its exits are probed instead.
 //! - No probe sits on a byte that was not decoded from its function's start.
 //! - Nothing is evicted from the table of live blocks: the oldest blocks are the leak. What does not fit is counted.
+//!   (In exact mode a thread leaves the entries of the blocks that it freed last, marked as freed, for the next allocation at
+//!   their addresses: that is cheaper than to insert and delete.)
 //! - Perf-event uprobes are never opened with `inherit`: it makes the target's fork fail (Linux 6.18).
 //!
 //! # The kernel boundary

@@ -52,7 +52,9 @@ fn the_cxx_fixture_has_a_clean_twin_on_every_allocator() -> Result<()> {
 
 #[test]
 fn the_other_fixtures_have_clean_twins() -> Result<()> {
-    for (source, words) in [("threads.c", ""), ("mappings.c", ""), ("fork.c", "fork"), ("fork.c", "vfork")] {
+    let sources =
+        [("threads.c", ""), ("exchange.c", ""), ("mappings.c", ""), ("fork.c", "fork"), ("fork.c", "vfork")];
+    for (source, words) in sources {
         let case = Case::new(compile::fixture(source, Build::Gcc, &[])?).arguments(&[words]);
         both_twins(&case).with_context(|| format!("{source} {words}"))?;
     }

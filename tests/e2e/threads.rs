@@ -22,6 +22,36 @@ fn blocks_freed_by_another_of_eight_threads_are_freed_with_perf_links() -> Resul
     Case::new(compile::fixture("threads.c", Build::Gcc, &[])?).flags(&["--link", "perf"]).run()
 }
 
+/// Addresses that are freed and handed out again at once, by threads that come and go.
+fn exchange(preload: Option<&str>) -> Result<()> {
+    let mut case =
+        Case::new(compile::fixture("exchange.c", Build::Gcc, &[])?).must_have(&["leak_first", "leak_grown"]);
+    if let Some(name) = preload {
+        case = case.variable("LD_PRELOAD", &library(name)?.to_string_lossy());
+    }
+    case.run()
+}
+
+#[test]
+fn addresses_that_threads_pass_on_to_each_other_are_exact() -> Result<()> {
+    exchange(None)
+}
+
+#[test]
+fn addresses_that_threads_pass_on_to_each_other_are_exact_on_jemalloc() -> Result<()> {
+    exchange(Some("libjemalloc.so.2"))
+}
+
+#[test]
+fn addresses_that_threads_pass_on_to_each_other_are_exact_on_tcmalloc() -> Result<()> {
+    exchange(Some("libtcmalloc_minimal.so.4"))
+}
+
+#[test]
+fn addresses_that_threads_pass_on_to_each_other_are_exact_on_mimalloc() -> Result<()> {
+    exchange(Some("libmimalloc.so.2.0"))
+}
+
 /// The calls that do not return are counted as such; everything else is exact.
 fn leaving(how: &str, link: &str) -> Result<()> {
     let library = compile::fixture("ownalloc.c", Build::Library, &[])?;

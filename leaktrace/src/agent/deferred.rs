@@ -5,8 +5,8 @@ use std::{collections::VecDeque, rc::Rc};
 use super::{code::Mapped, tables::Code};
 use crate::{drain::decode::CopyRecord, model::stacks::ImageKey, unwind::mappings::Regions};
 
-/// Copies that wait at the most, of 20 KiB each.
-const MAX_WAITING: usize = 1024;
+/// Copies that wait at the most for each MiB of the ring that they come through; they have 20 KiB each.
+const WAITING_PER_MIB: usize = 64;
 
 /// A copy that waits.
 pub(super) struct Waiting {
@@ -19,16 +19,21 @@ pub(super) struct Waiting {
 }
 
 /// The copies that wait.
-#[derive(Default)]
 pub(super) struct Deferred {
     waiting: VecDeque<Waiting>,
+    max_waiting: usize,
     dropped: u64,
 }
 
 impl Deferred {
+    /// None yet. `ring_mib` is the size of the ring that they come through.
+    pub(super) fn new(ring_mib: u32) -> Deferred {
+        Deferred { waiting: VecDeque::new(), max_waiting: WAITING_PER_MIB * ring_mib as usize, dropped: 0 }
+    }
+
     /// Adds a copy. When there are too many, the oldest one's stack stays cut, which is counted.
     pub(super) fn push(&mut self, waiting: Waiting) {
-        if self.waiting.len() >= MAX_WAITING {
+        if self.waiting.len() >= self.max_waiting {
             self.waiting.pop_front();
             self.dropped += 1;
         }
@@ -89,16 +94,16 @@ mod tests {
 
     #[test]
     fn too_many_copies_push_out_the_oldest_and_that_is_counted() {
-        let mut deferred = Deferred::default();
-        (0..MAX_WAITING as u64 + 3).for_each(|hash| deferred.push(waiting(hash)));
+        let mut deferred = Deferred::new(1);
+        (0..WAITING_PER_MIB as u64 + 3).for_each(|hash| deferred.push(waiting(hash)));
         assert_eq!(deferred.dropped(), 3);
         let all = deferred.take(|_| true);
-        assert_eq!((all.len(), all[0].copy.hash), (MAX_WAITING, 3));
+        assert_eq!((all.len(), all[0].copy.hash), (WAITING_PER_MIB, 3));
     }
 
     #[test]
     fn what_is_not_ready_goes_on_waiting_and_goes_with_its_image() {
-        let mut deferred = Deferred::default();
+        let mut deferred = Deferred::new(1);
         (0..6).for_each(|hash| deferred.push(waiting(hash)));
         assert_eq!(deferred.take(|one| one.copy.hash < 2).len(), 2);
         deferred.forget(ImageKey { tgid: 1, generation: 0 });

@@ -168,6 +168,7 @@ impl Tracer {
         Ok(Tracer {
             discovery: Discovery::new(options.discover.clone()),
             symbolizer: Symbolizer::new(limits),
+            deferred: Deferred::new(options.sizes.copies),
             options,
             programs,
             maps,
@@ -182,7 +183,6 @@ impl Tracer {
             why_untraced: None,
             early_stacks: Vec::new(),
             early_copies: Vec::new(),
-            deferred: Deferred::default(),
             naming: Naming::new(selection.top == 0),
             sideband,
             covered: HashMap::new(),

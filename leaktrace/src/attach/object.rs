@@ -31,11 +31,13 @@ pub struct Sizes {
     pub threads: u32,
     /// Slabs of 1 MiB for unwind rows.
     pub slabs: u32,
+    /// MiB for the memory of stacks whose tables are missing: a power of two.
+    pub copies: u32,
 }
 
 impl Default for Sizes {
     fn default() -> Sizes {
-        Sizes { targets: 256, sites: 65_536, stacks: 262_144, threads: 16_384, slabs: 64 }
+        Sizes { targets: 256, sites: 65_536, stacks: 262_144, threads: 16_384, slabs: 64, copies: 16 }
     }
 }
 
@@ -76,6 +78,7 @@ impl KernelObject {
             .map_max_entries("THREADS", sizes.threads)
             .map_max_entries("SLABS", sizes.slabs)
             .map_max_entries("PROCESS_MAPS", sizes.targets)
+            .map_max_entries("COPIES", sizes.copies << 20)
             .override_global("TASK_EXIT_CODE", &offsets.task_exit_code, true)
             .override_global("TASK_SIGNAL", &offsets.task_signal, true)
             .override_global("SIGNAL_LIVE", &offsets.signal_live, true)

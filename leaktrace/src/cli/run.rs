@@ -23,6 +23,8 @@ pub(super) async fn run(args: &RunArgs) -> Result<u8> {
     trace::check_pid_namespace()?;
     let mut options = trace::options(&args.trace, ModeArg::Exact)?;
     options.holds_children = true;
+    // All its libraries are new, and what they allocate at their start comes before their tables.
+    options.sizes.copies = 32;
     let file = args.trace.snapshot.clone();
     if let Some(path) = &file {
         files::check_folder(path)?;

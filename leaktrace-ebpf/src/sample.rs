@@ -37,6 +37,9 @@ static SAMPLES: Global<u8> = Global::new(0);
 /// Mean bytes between samples of the process that a probe is set for; 0 where every call is recorded.
 #[inline(always)]
 pub fn interval_bytes(hook: Hook) -> u64 {
+    if !is_possible() {
+        return 0;
+    }
     TARGETS.get(hook.process).map_or(0, |target| target.sample_interval_bytes)
 }
 

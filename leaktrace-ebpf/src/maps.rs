@@ -95,7 +95,8 @@ pub static EVENTS: RingBuf<event::Life, 1048576> = RingBuf::new();
 #[btf_map]
 pub static STACKS: RingBuf<event::Stack, 4194304> = RingBuf::new();
 
-/// Memory of stacks that stopped for want of a table, 20 KiB each; user space says how much fits. Full: `copies_dropped`, and the stack stays cut.
+/// Memory of stacks that stopped for want of a table, 20 KiB each; user space says how much fits. Full:
+/// `copies_dropped`, and the stack stays cut.
 #[btf_map]
 pub static COPIES: RingBuf<event::StackCopy, 16777216> = RingBuf::new();
 

@@ -42,6 +42,9 @@ pub struct Tracked {
     pub oom: Option<OutOfMemory>,
     /// Links by the file they are in.
     pub attached: HashMap<FileIdentity, Attached>,
+    /// Those that a former image had, for some time: the kernel keeps them over an exec, and the files may not be mapped
+    /// again yet.
+    pub carried: HashMap<FileIdentity, Attached>,
     /// Its unwind tables.
     pub tables: ProcessTables,
     /// Which files its addresses belong to, now and lately.

@@ -99,6 +99,7 @@ impl Tracer {
                 target.care.meter.forget();
                 target.history = History::default();
                 target.attached.clear();
+                target.carried.clear();
                 // Two probes in one place would see every call twice.
                 self.wait_for_detaching(target.pid());
                 self.tell_kernel(target);
@@ -111,7 +112,7 @@ impl Tracer {
     /// Detaches without waiting for it, and gives a table of blocks up after that: under load the kernel may take
     /// seconds, while the rings fill.
     pub(super) fn detach_aside(&mut self, target: &mut Tracked, table: Option<RetiredTable>) {
-        let attached = target.attached.values_mut();
+        let attached = target.attached.values_mut().chain(target.carried.values_mut());
         let mut links: Vec<Links> = attached.map(|attached| std::mem::take(&mut attached.links)).collect();
         links.retain(|links| !links.is_empty());
         self.detaching.retain(|_, thread| !thread.is_finished());
@@ -169,6 +170,7 @@ impl Tracer {
 
 /// Takes the probes out; what they were is still reported.
 fn detach(target: &mut Tracked) {
+    target.carried.clear();
     for attached in target.attached.values_mut() {
         attached.links = Default::default();
     }

@@ -67,13 +67,14 @@ impl Tracer {
         let mut new = self.track(process, ImageKey { tgid: pid, generation }, old.table, old.parent);
         // The slot and the links stay: the kernel keeps them over an exec.
         self.tables.close(std::mem::replace(&mut new.tables, std::mem::take(&mut old.tables)));
-        new.attached = std::mem::take(&mut old.attached);
+        new.carried = std::mem::take(&mut old.carried);
+        new.carried.extend(std::mem::take(&mut old.attached));
         new.sample_interval_bytes = old.sample_interval_bytes;
         new.care = old.care.clone().after_exec();
         new.heap_before_bytes = Some(0);
         new.tally_before = self.maps.tally(pid);
         self.look(&mut new);
-        let files_before: Vec<_> = new.attached.keys().copied().collect();
+        let files_before: Vec<_> = new.carried.keys().copied().collect();
         self.probe(&mut new);
         // The new program's calls into files that have probes already were seen from its beginning.
         if !self.options.holds_children && new.attached.keys().any(|file| !files_before.contains(file)) {

@@ -37,6 +37,9 @@ impl Tracer {
         let has_built = self.tables.take_built();
         for (pid, target) in &mut self.targets {
             target.code.forget_before(forgotten_ns);
+            if target.since_boot_ns < forgotten_ns {
+                target.carried.clear();
+            }
             let regions = &target.code.now().regions;
             if has_built {
                 self.tables.touch(&mut target.tables, regions);

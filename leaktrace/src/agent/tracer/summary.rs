@@ -16,6 +16,7 @@ impl Tracer {
     pub fn stop(&mut self) {
         for (pid, target) in &mut self.targets {
             self.maps.stop(*pid);
+            target.carried.clear();
             target.attached.values_mut().for_each(|attached| attached.links = Default::default());
         }
         self.finish_detaching();

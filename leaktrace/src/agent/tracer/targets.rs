@@ -157,6 +157,7 @@ impl Tracer {
             unseen_ns: None,
             oom: None,
             attached: HashMap::new(),
+            carried: HashMap::new(),
             tables: self.tables.open(),
             code: CodeOverTime::default(),
             mappings: mappings.listing(range),
@@ -265,6 +266,10 @@ impl Tracer {
             if tracked.attached.contains_key(&identity) {
                 continue;
             }
+            if let Some(attached) = tracked.carried.remove(&identity) {
+                tracked.attached.insert(identity, attached);
+                continue;
+            }
             part.probes.iter_mut().for_each(|probe| probe.hook.process = slot_of_table(tracked.table));
             let attached = self.attach(pid, part);
             // Of a process that has ended meanwhile there is nothing to say.
@@ -289,6 +294,7 @@ impl Tracer {
         let Ok(process) = process::inspect(tracked.pid()) else { return false };
         let Some(reason) = self.refusal(&process) else { return false };
         tracked.attached.clear();
+        tracked.carried.clear();
         let note = reason.to_owned();
         if !tracked.notes.contains(&note) {
             tracked.notes.push(note);

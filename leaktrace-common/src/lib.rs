@@ -9,6 +9,7 @@ pub mod counter;
 pub mod event;
 pub mod heap;
 pub mod hook;
+pub mod near;
 pub mod sample;
 pub mod target;
 pub mod unwind;

@@ -26,6 +26,26 @@ pub fn add32(word: *mut u32, amount: u32) {
     }
 }
 
+/// Writes `to` into a word if it holds `from`; whether it did. In assembly because `core` has no atomic exchange for this
+/// target (Linux ≥ 5.12 has the instruction).
+///
+/// # Safety
+/// The word is aligned to 8 and lies in a map value that stays as long as the program runs.
+#[inline(always)]
+pub unsafe fn exchange_if(word: *mut u64, from: u64, to: u64) -> bool {
+    let mut found = from;
+    // SAFETY: the caller promises a word of a map value.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({word} + 0, r0, {to})",
+            word = in(reg) word,
+            to = in(reg) to,
+            inout("r0") found,
+        );
+    }
+    found == from
+}
+
 /// Counts one `counter` for a target.
 #[inline(always)]
 pub fn count(target: &Target, counter: Counter) {

@@ -15,7 +15,7 @@ use leaktrace_common::{
 
 use crate::{
     count::count,
-    maps::{EVENTS, PROCESS_MAPS, PROCESSES, SPARE_TABLES, TARGETS, THREADS},
+    maps::{EVENTS, PROCESS_MAPS, PROCESSES, SPARE_TABLES, TARGETS},
     site, target, thread,
 };
 
@@ -23,6 +23,8 @@ use crate::{
 const NEWTASK_PID: usize = 8;
 /// Offset of `clone_flags` in that record.
 const NEWTASK_CLONE_FLAGS: usize = 32;
+/// Offset of `old_pid` in the `sched:sched_process_exec` record (Linux 3.4 and later): the thread's id before.
+const EXEC_OLD_TID: usize = 16;
 /// Offset of `pid` in the `oom:mark_victim` record (Linux 4.14 and later).
 const MARK_VICTIM_PID: usize = 8;
 /// linux/sched.h: the new task shares its maker's memory.
@@ -94,13 +96,19 @@ fn settle(tgid: u32, like: Target, table: u32) -> Option<*mut Target> {
 fn process_exec(context: TracePointContext) -> u32 {
     let Some((tid, tgid, before)) = traced() else { return 0 };
     debug!(&context, "process {} executes another program", tgid);
-    if let Some(state) = thread::existing(tid) {
+    // The thread that executes it takes over the id of the process's first one, which has ended.
+    // SAFETY: the record's layout is part of the tracepoint.
+    let old_tid = unsafe { context.read_at::<u32>(EXEC_OLD_TID) }.unwrap_or(tid);
+    if let Some(state) = thread::existing(old_tid) {
         // SAFETY: the entry belongs to the current thread.
         let state = unsafe { &mut *state };
         state.call.slot = 0;
         state.passed.slot = 0;
         state.freed_address = 0;
         site::forget_thread(&before, state);
+    }
+    if old_tid != tid {
+        thread::drop_entry(old_tid);
     }
     let entry = if before.owner == tgid {
         TARGETS.get_ptr_mut(slot_of_table(before.table))
@@ -136,7 +144,10 @@ fn process_exec(context: TracePointContext) -> u32 {
 #[tracepoint]
 fn thread_exit(context: TracePointContext) -> u32 {
     let Some((tid, tgid, target)) = traced() else {
-        forget_orphan();
+        // It may have been, or have shared the memory of a target.
+        let (tid, tgid) = thread::current();
+        thread::drop_entry(tid);
+        forget_orphan(tid, tgid);
         return 0;
     };
     if let Some(state) = thread::existing(tid) {
@@ -146,7 +157,7 @@ fn thread_exit(context: TracePointContext) -> u32 {
             count(&target, Counter::LostReturns);
         }
         site::forget_thread(&target, state);
-        let _ = THREADS.remove(tid);
+        thread::drop_entry(tid);
     }
     let _ = context.as_ptr();
     if let Some(status) = process_status(tid == tgid) {
@@ -163,12 +174,10 @@ fn thread_exit(context: TracePointContext) -> u32 {
 
 /// A process that shared the memory of a target which has gone, or has executed another program, ends: it was not
 /// traced any more.
-fn forget_orphan() {
-    let (tid, tgid) = thread::current();
+fn forget_orphan(tid: u32, tgid: u32) {
     // SAFETY: only its presence is asked for.
     if tid == tgid && unsafe { PROCESSES.get(tgid) }.is_some() {
         let _ = PROCESSES.remove(tgid);
-        let _ = THREADS.remove(tid);
     }
 }
 

@@ -10,6 +10,7 @@ use leaktrace_common::{
     event,
     heap::{Block, SiteKey, SiteTotals},
     hook::{Hits, SLOTS},
+    near::{self, NearSite},
     sample::FILTER_LENGTH,
     target::{Process, Target},
     unwind::{MAX_RULES, Page, ProcessMappings, Row, Rule, SLAB_ROWS},
@@ -68,20 +69,32 @@ pub static LIVE: ArrayOfMaps<
     { SLOTS as usize },
 > = ArrayOfMaps::new();
 
-/// Totals by site. Programs insert and add; user space reads, and deletes those of processes that are gone.
-/// Full (`--max-sites`): the allocation is counted as `sites_full` and not recorded.
+/// Totals by site, of those that are not in [`NEAR_SITES`]. Programs insert and add; user space reads, and deletes those
+/// of processes that are gone. Full (`--max-sites`): the allocation is counted as `sites_full` and not recorded.
 #[btf_map]
 pub static SITES: HashMap<SiteKey, SiteTotals, 65536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Totals of the sites that were first at their places ([`near`]). Programs take places and add; user space reads, and
+/// gives up the places of processes that are gone.
+#[btf_map]
+pub static NEAR_SITES: Array<NearSite, { 1 + near::SITES as usize }, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
 
 /// Stack hashes whose frames were sent to user space. Programs insert, user space deletes those of processes
 /// that are gone. Full: the stack is still counted under its hash, its frames are unknown (`stacks_full`).
 #[btf_map]
 pub static STACK_IDS: HashMap<u64, u32, 262144, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
-/// State of each thread that was seen: the call under way and the walker's scratch memory. Programs insert at
-/// the thread's first hit and delete at its exit. Full: the allocation is counted as `threads_full`.
+/// State of each thread that was seen and is not in [`NEAR_THREADS`]: the call under way and the walker's scratch memory.
+/// Programs insert at the thread's first hit and delete at its exit. Full: the allocation is counted as `threads_full`.
 #[btf_map]
 pub static THREADS: HashMap<u32, Thread, 16384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// State of the threads that were first at their places ([`near`]). Programs take and give up places, user space gives up
+/// those of threads whose exits will not be seen.
+#[btf_map]
+pub static NEAR_THREADS: Array<Thread, { 1 + near::THREADS as usize }, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
 
 /// A [`Thread`] of zeros: the value that new entries start from (it does not fit on the program stack).
 #[btf_map]

@@ -8,10 +8,10 @@
 //! Marks stand where a live block has its stack ([`Block::is_live`]) and name the address: an entry that was removed
 //! and reused for another address has another mark. Who finds an entry *claimed* sees the few instructions in which
 //! another thread writes or removes it.
-use core::{arch::asm, hint::black_box, ptr};
+use core::{hint::black_box, ptr};
 use leaktrace_common::heap::Block;
 
-use crate::thread::Thread;
+use crate::{count::exchange_if, thread::Thread};
 
 /// Blocks that a thread may leave: a power of two.
 const PLACES: usize = 8;
@@ -26,6 +26,17 @@ pub struct Parked {
     addresses: [u64; PLACES],
     /// The place for the next one: the one left longest ago.
     next: u64,
+}
+
+impl Parked {
+    /// There is none.
+    pub fn forget(&mut self) {
+        let mut place = 0;
+        while place < PLACES {
+            self.addresses[black_box(place) & (PLACES - 1)] = 0;
+            place += 1;
+        }
+    }
 }
 
 /// A process's table of live blocks.
@@ -136,21 +147,9 @@ fn remove(live: &Live, address: u64) {
     }
 }
 
-/// Changes what stands in the place of the entry's stack, if it is `from`; whether it was. In assembly because `core` has
-/// no atomic exchange for this target (Linux ≥ 5.12 has the instruction).
+/// Changes what stands in the place of the entry's stack, if it is `from`; whether it was.
 #[inline(always)]
 fn change_mark(entry: *mut Block, from: u64, to: u64) -> bool {
-    // SAFETY: the callers pass an entry, which stays as long as the program runs.
-    let word = unsafe { &raw mut (*entry).stack };
-    let mut found = from;
-    // SAFETY: an aligned word of a map value.
-    unsafe {
-        asm!(
-            "r0 = cmpxchg_64({word} + 0, r0, {to})",
-            word = in(reg) word,
-            to = in(reg) to,
-            inout("r0") found,
-        );
-    }
-    found == from
+    // SAFETY: the callers pass an entry, which stays as long as the program runs; an aligned word of it.
+    unsafe { exchange_if(&raw mut (*entry).stack, from, to) }
 }

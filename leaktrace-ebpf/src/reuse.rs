@@ -91,6 +91,13 @@ pub struct Previous {
     known: [Known; PLACES],
 }
 
+impl Previous {
+    /// There is nothing to reuse.
+    pub fn forget(&mut self) {
+        self.count = 0;
+    }
+}
+
 /// Prepares for a walk of `thread`.
 #[inline(always)]
 pub fn prepare(thread: &mut Thread) {

@@ -1,17 +1,18 @@
 //! Blocks and sites: recording an allocation, taking a block out, accounting for its end.
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
-use core::hint::black_box;
+use core::{hint::black_box, ptr};
 use leaktrace_common::{
     counter::Counter,
-    heap::{Block, LIFETIME_BUCKETS, SiteKey, SiteTotals, lifetime_bucket},
+    heap::{Block, LIFETIME_BUCKETS, NO_STACK, SiteKey, SiteTotals, lifetime_bucket},
     hook::slot_of_table,
+    near,
     sample::{weight, weighted_bytes},
     target::Target,
 };
 
 use crate::{
-    count::{add, add32, count},
-    maps::{LIVE, SITES},
+    count::{add, add32, count, exchange_if},
+    maps::{LIVE, NEAR_SITES, SITES},
     parked, sample,
     thread::Thread,
 };
@@ -150,17 +151,54 @@ pub fn now_ns() -> u64 {
     unsafe { bpf_ktime_get_boot_ns() }
 }
 
+/// The totals of a site, made if need be; `None` when there is no room.
 #[inline(always)]
 fn totals(target: &Target, stack: u64) -> Option<*mut SiteTotals> {
+    if let Some(totals) = near_totals(stack) {
+        return Some(totals);
+    }
     let key = SiteKey { tgid: target.owner, generation: target.generation, stack };
     if let Some(totals) = SITES.get_ptr_mut(key) {
         return Some(totals);
     }
-    if let Err(error) = SITES.insert(key, SiteTotals::ZERO, NO_EXIST)
-        && error != EEXIST
-    {
+    if make_site(key.tgid, key.generation, stack) == 0 {
         count(target, Counter::SitesFull);
         return None;
     }
-    SITES.get_ptr_mut(key)
+    near_totals(stack).or_else(|| SITES.get_ptr_mut(key))
+}
+
+/// The totals of the site with this stack, if it has its place in the array.
+#[inline(always)]
+fn near_totals(stack: u64) -> Option<*mut SiteTotals> {
+    let place = NEAR_SITES.get_ptr_mut(near::place_of_site(stack))?;
+    // SAFETY: the entry stays; its first word is written in one piece.
+    let is_its_own = unsafe { ptr::read_volatile(&raw const (*place).stack) } == stack;
+    // SAFETY: a field of the entry.
+    is_its_own.then(|| unsafe { &raw mut (*place).totals })
+}
+
+/// Makes the site of a stack. In the array the stack stands for the process too, which [`NO_STACK`] does not. 0 when there
+/// is no room.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn make_site(tgid: u32, generation: u32, stack: u64) -> u32 {
+    if stack != NO_STACK
+        && let Some(place) = NEAR_SITES.get_ptr_mut(near::place_of_site(stack))
+    {
+        // SAFETY: the entry stays. Its totals are zeros while it is nobody's; whoever takes it writes the rest.
+        unsafe {
+            if exchange_if(&raw mut (*place).stack, 0, stack) {
+                ptr::write_volatile(&raw mut (*place).generation, generation);
+                ptr::write_volatile(&raw mut (*place).tgid, tgid);
+                return 1;
+            }
+        }
+        // Another thread may have been faster.
+        if near_totals(stack).is_some() {
+            return 1;
+        }
+    }
+    let made = SITES.insert(SiteKey { tgid, generation, stack }, SiteTotals::ZERO, NO_EXIST);
+    matches!(made, Ok(()) | Err(EEXIST)) as u32
 }

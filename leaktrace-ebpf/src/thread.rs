@@ -1,9 +1,11 @@
 //! What is kept for each thread: the allocation call under way and the walker's scratch memory.
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use leaktrace_common::{event, heap::Block, unwind::MAX_FRAMES};
+use core::ptr;
+use leaktrace_common::{event, heap::Block, near, unwind::MAX_FRAMES};
 
 use crate::{
-    maps::{NEW_THREAD, THREADS},
+    count::exchange_if,
+    maps::{NEAR_THREADS, NEW_THREAD, THREADS},
     parked::Parked,
     reuse::{Noted, Previous},
     walk::Walk,
@@ -12,10 +14,12 @@ use crate::{
 /// Places for stacks that are known to be interned: a power of two.
 pub const INTERNED: usize = 16;
 
-/// Value of the THREADS map.
+/// Value of the maps THREADS and NEAR_THREADS.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Thread {
+    /// In the array, the thread's id; 0 where it is nobody's. First, because user space gives it up.
+    pub owner: u64,
     /// The outermost allocation call that has not returned.
     pub call: Call,
     /// The last call that sampling passed over although it may call other probed functions.
@@ -98,17 +102,67 @@ pub fn current() -> (u32, u32) {
 /// The entry of thread `tid`, if it has one.
 #[inline(always)]
 pub fn existing(tid: u32) -> Option<*mut Thread> {
-    THREADS.get_ptr_mut(tid)
+    near_entry(tid).or_else(|| THREADS.get_ptr_mut(tid))
 }
 
-/// The entry of thread `tid`, made if need be; `None` when the map is full.
+/// The entry of thread `tid`, made if need be; `None` when there is no room.
 #[inline(always)]
 pub fn entry(tid: u32) -> Option<*mut Thread> {
-    if let Some(thread) = THREADS.get_ptr_mut(tid) {
+    if let Some(thread) = existing(tid) {
         return Some(thread);
     }
-    let zeros = NEW_THREAD.get(0)?;
-    // The entry may have been made between the two look-ups by nobody else: a thread runs one program at a time.
-    THREADS.insert(tid, zeros, 0).ok()?;
-    THREADS.get_ptr_mut(tid)
+    if make_entry(tid) == 0 {
+        return None;
+    }
+    existing(tid)
+}
+
+/// The entry of thread `tid` in the array, if it has its place.
+#[inline(always)]
+fn near_entry(tid: u32) -> Option<*mut Thread> {
+    let place = NEAR_THREADS.get_ptr_mut(near::place_of_thread(tid))?;
+    // SAFETY: the entry stays; its first word is written in one piece.
+    (unsafe { ptr::read_volatile(&raw const (*place).owner) } == tid as u64).then_some(place)
+}
+
+/// Makes the entry of thread `tid`, which has none: nobody else does, because a thread runs one program at a time. 0 when
+/// there is no room.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn make_entry(tid: u32) -> u32 {
+    if let Some(place) = NEAR_THREADS.get_ptr_mut(near::place_of_thread(tid)) {
+        // SAFETY: the entry stays, and belongs to this thread once its first word says so.
+        let is_taken = unsafe { exchange_if(&raw mut (*place).owner, 0, tid as u64) };
+        if is_taken {
+            // SAFETY: as above.
+            unsafe { (*place).renew() };
+            return 1;
+        }
+    }
+    let Some(zeros) = NEW_THREAD.get(0) else { return 0 };
+    THREADS.insert(tid, zeros, 0).is_ok() as u32
+}
+
+/// Drops the entry of thread `tid`, if it has one.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn drop_entry(tid: u32) -> u32 {
+    if let Some(place) = near_entry(tid) {
+        // SAFETY: the entry stays; from here on it is nobody's.
+        unsafe { ptr::write_volatile(&raw mut (*place).owner, 0) };
+        return 1;
+    }
+    THREADS.remove(tid).is_ok() as u32
+}
+
+impl Thread {
+    /// Makes what another thread has left as good as new.
+    #[inline(always)]
+    fn renew(&mut self) {
+        self.call.slot = 0;
+        self.passed.slot = 0;
+        self.freed_address = 0;
+        self.parked.forget();
+        self.previous.forget();
+    }
 }

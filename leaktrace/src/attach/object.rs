@@ -11,7 +11,7 @@ use aya::{
     maps::{Map, MapData},
 };
 use aya_obj::{ProgramSection, generated::bpf_prog_type};
-use leaktrace_common::hook::SLOTS;
+use leaktrace_common::{hook::SLOTS, near};
 
 use super::{btf::Btf, sys};
 
@@ -66,6 +66,8 @@ impl KernelObject {
         let samples = u8::from(samples);
         // One more for what is nobody's.
         let slots = sizes.targets.saturating_add(1).min(SLOTS);
+        let (near_sites, sites) = near::split(sizes.sites, near::SITES);
+        let (near_threads, threads) = near::split(sizes.threads, near::THREADS);
         let mut loader = EbpfLoader::new();
         loader
             .map_max_entries("TARGETS", slots)
@@ -73,9 +75,11 @@ impl KernelObject {
             .map_max_entries("TALLIES", slots)
             .map_max_entries("HITS", slots)
             .map_max_entries("LIVE", slots)
-            .map_max_entries("SITES", sizes.sites)
+            .map_max_entries("SITES", sites)
+            .map_max_entries("NEAR_SITES", near_sites)
             .map_max_entries("STACK_IDS", sizes.stacks)
-            .map_max_entries("THREADS", sizes.threads)
+            .map_max_entries("THREADS", threads)
+            .map_max_entries("NEAR_THREADS", near_threads)
             .map_max_entries("SLABS", sizes.slabs)
             .map_max_entries("PROCESS_MAPS", sizes.targets)
             .map_max_entries("COPIES", sizes.copies << 20)

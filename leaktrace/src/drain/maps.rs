@@ -19,8 +19,10 @@ use leaktrace_common::{
 
 use super::{
     batch,
+    sites::Sites,
     slots::{SlotLease, Slots},
     targets::Targets,
+    threads::Threads,
 };
 use crate::attach::{object::KernelObject, shared::SharedArray, sys};
 
@@ -112,17 +114,15 @@ pub struct Maps {
     hits: OwnedFd,
     /// None where nothing is sampled.
     filter: Option<Arc<Filter>>,
-    threads: OwnedFd,
+    threads: Threads,
     live: Arc<OwnedFd>,
-    sites: OwnedFd,
+    sites: Sites,
     stack_ids: OwnedFd,
     spare_tables: OwnedFd,
     slots: Slots,
     tables: HashMap<u32, Table>,
     table_of: HashMap<u32, u32>,
     max_blocks: u32,
-    max_sites: u32,
-    max_stacks: u32,
     cpus: usize,
 }
 
@@ -142,17 +142,15 @@ impl Maps {
             tallies: own("TALLIES")?,
             hits: own("HITS")?,
             filter: filter.map(|filter| Arc::new(Filter(filter))),
-            threads: own("THREADS")?,
+            threads: Threads::of(kernel)?,
             live: Arc::new(own("LIVE")?),
-            sites: own("SITES")?,
+            sites: Sites::of(kernel)?,
             stack_ids: own("STACK_IDS")?,
             spare_tables: own("SPARE_TABLES")?,
             slots: Slots::new(size("TARGETS")?),
             tables: HashMap::new(),
             table_of: HashMap::new(),
             max_blocks,
-            max_sites: size("SITES")?,
-            max_stacks: size("STACK_IDS")?,
             cpus: aya::util::nr_cpus().map_err(|(path, error)| anyhow::anyhow!("{path}: {error}"))?,
         })
     }
@@ -249,7 +247,7 @@ impl Maps {
     /// Drops the state of threads whose exits will not be seen.
     pub fn forget_threads(&self, threads: &[u32]) {
         for thread in threads {
-            let _ = sys::map_delete(self.threads.as_fd(), bytes_of(thread));
+            self.threads.forget(*thread);
         }
     }
 
@@ -331,21 +329,14 @@ impl Maps {
     /// # Errors
     /// The system call's error.
     pub fn for_each_site(&self, mut each: impl FnMut(SiteKey, SiteTotals)) -> io::Result<()> {
-        batch::for_each(self.sites.as_fd(), self.max_sites, |key, totals: SiteTotals| {
-            each(key, totals.in_whole_blocks());
-        })
+        self.sites.for_each(|key, totals| each(key, totals.in_whole_blocks()))
     }
 
     /// Drops sites and the stacks they refer to, once their process image is gone.
     pub fn delete_sites(&self, keys: &[SiteKey]) {
         for key in keys {
-            let _ = sys::map_delete(self.sites.as_fd(), bytes_of(key));
+            self.sites.delete(*key);
             let _ = sys::map_delete(self.stack_ids.as_fd(), bytes_of(&key.stack));
         }
-    }
-
-    /// Sites and stacks there can be.
-    pub fn limits(&self) -> (u32, u32) {
-        (self.max_sites, self.max_stacks)
     }
 }

@@ -31,6 +31,32 @@ fn every_one_of_many_sites_is_reported_apart() -> Result<()> {
     Ok(())
 }
 
+/// With a bound that leaves the kernel's array of sites unused, and with one that does not.
+#[test]
+fn sites_beyond_the_bound_are_counted_to_the_unit() -> Result<()> {
+    for bound in [100, 40_000] {
+        let sites = 2 * bound;
+        let allocations = 2 * sites as u64;
+        let case = Case::new(compile::fixture("million.c", Build::Gcc, &[])?)
+            .arguments(&[&allocations.to_string(), &sites.to_string()])
+            .flags(&["--max-sites", &bound.to_string()])
+            .allow_losses(&["sites_full"]);
+        let mut fixture = case.start(false)?;
+        let mut leaktrace = case.attach(&fixture)?;
+        fixture.act()?;
+        let report = leaktrace.until_settled("recorded and lost allocations are all", |report| {
+            let lost = report.losses.get("sites_full").copied().unwrap_or(0);
+            let kept = report.target(fixture.pid()).ok_or("no target")?.outstanding_count;
+            if kept + lost == allocations { Ok(()) } else { Err(format!("{kept} kept and {lost} lost")) }
+        })?;
+        let kept = report.target(fixture.pid()).context("no target")?.sites.len();
+        ensure!((bound - 2..=bound).contains(&kept), "{kept} sites kept with a bound of {bound}");
+        leaktrace.interrupt()?;
+        ensure!(fixture.release()?.success(), "the fixture did not survive");
+    }
+    Ok(())
+}
+
 #[test]
 fn what_does_not_fit_is_counted_to_the_unit_and_the_agent_stays_small() -> Result<()> {
     let case = million("100")?.flags(&["--max-blocks", "100k"]).allow_losses(&["blocks_full"]);

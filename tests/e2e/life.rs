@@ -60,6 +60,22 @@ fn exec_wipes_the_heap_and_the_new_image_is_traced() -> Result<()> {
 }
 
 #[test]
+fn exec_from_another_thread_than_the_first_wipes_the_heap_too() -> Result<()> {
+    Case::new(program()?).arguments(&["exec", "thread"]).must_have(&["leak_after_exec"]).run()
+}
+
+/// The news of the exec is read long before the C library is mapped again.
+#[test]
+fn a_program_whose_libraries_are_searched_for_long_is_traced_from_its_first_allocation() -> Result<()> {
+    let nowhere: Vec<String> = (0..13_000).map(|folder| format!("/{folder:08}")).collect();
+    Case::new(program()?)
+        .arguments(&["exec"])
+        .variable("LD_LIBRARY_PATH", &nowhere.join(":"))
+        .must_have(&["leak_after_exec"])
+        .run()
+}
+
+#[test]
 fn without_following_a_child_is_not_a_target() -> Result<()> {
     let case = Case::new(program()?).arguments(&["fork"]).flags(&["--no-follow"]);
     let mut fixture = case.start(false)?;

@@ -23,9 +23,10 @@ fn blocks_freed_by_another_of_eight_threads_are_freed_with_perf_links() -> Resul
 }
 
 /// Addresses that are freed and handed out again at once, by threads that come and go.
-fn exchange(preload: Option<&str>) -> Result<()> {
-    let mut case =
-        Case::new(compile::fixture("exchange.c", Build::Gcc, &[])?).must_have(&["leak_first", "leak_grown"]);
+fn exchange(preload: Option<&str>, words: &[&str]) -> Result<()> {
+    let mut case = Case::new(compile::fixture("exchange.c", Build::Gcc, &[])?)
+        .arguments(words)
+        .must_have(&["leak_first", "leak_grown"]);
     if let Some(name) = preload {
         case = case.variable("LD_PRELOAD", &library(name)?.to_string_lossy());
     }
@@ -34,22 +35,28 @@ fn exchange(preload: Option<&str>) -> Result<()> {
 
 #[test]
 fn addresses_that_threads_pass_on_to_each_other_are_exact() -> Result<()> {
-    exchange(None)
+    exchange(None, &[])
+}
+
+/// More threads at once than have places of their own in the kernel's array.
+#[test]
+fn hundreds_of_threads_at_once_are_exact() -> Result<()> {
+    exchange(None, &["threads=600", "generations=3", "rounds=200"])
 }
 
 #[test]
 fn addresses_that_threads_pass_on_to_each_other_are_exact_on_jemalloc() -> Result<()> {
-    exchange(Some("libjemalloc.so.2"))
+    exchange(Some("libjemalloc.so.2"), &[])
 }
 
 #[test]
 fn addresses_that_threads_pass_on_to_each_other_are_exact_on_tcmalloc() -> Result<()> {
-    exchange(Some("libtcmalloc_minimal.so.4"))
+    exchange(Some("libtcmalloc_minimal.so.4"), &[])
 }
 
 #[test]
 fn addresses_that_threads_pass_on_to_each_other_are_exact_on_mimalloc() -> Result<()> {
-    exchange(Some("libmimalloc.so.2.0"))
+    exchange(Some("libmimalloc.so.2.0"), &[])
 }
 
 /// The calls that do not return are counted as such; everything else is exact.

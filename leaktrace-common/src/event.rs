@@ -76,7 +76,7 @@ unsafe impl Plain for Header {}
 pub struct Life {
     /// The front.
     pub header: Header,
-    /// Fork: the child's tgid. Otherwise 0.
+    /// Fork: the child's tgid. Exec: the id that the thread had before, if it was not the first thread's. Otherwise 0.
     pub child: u32,
     /// Exit: the wait status (exit code in bits 8 to 15, signal in bits 0 to 6), where the kernel gave it.
     pub status: u32,

@@ -107,8 +107,9 @@ fn process_exec(context: TracePointContext) -> u32 {
         state.freed_address = 0;
         site::forget_thread(&before, state);
     }
-    if old_tid != tid {
-        thread::drop_entry(old_tid);
+    let other_tid = if old_tid == tid { 0 } else { old_tid };
+    if other_tid != 0 {
+        thread::drop_entry(other_tid);
     }
     let entry = if before.owner == tgid {
         TARGETS.get_ptr_mut(slot_of_table(before.table))
@@ -120,7 +121,7 @@ fn process_exec(context: TracePointContext) -> u32 {
         let _ = PROCESSES.remove(tgid);
         let after = Target { generation: before.generation.wrapping_add(1), ..before };
         let header = header(Kind::Exec, tid, tgid, &after);
-        send(&before, Life { header, child: 0, status: 0, clone_flags: 0 });
+        send(&before, Life { header, child: other_tid, status: 0, clone_flags: 0 });
         return 0;
     };
     // SAFETY: the value stays; only this thread is left in the process. Of what is written here user space writes only
@@ -137,7 +138,7 @@ fn process_exec(context: TracePointContext) -> u32 {
         unsafe { (*process).loading = 1 };
     }
     let header = header(Kind::Exec, tid, tgid, target);
-    send(target, Life { header, child: 0, status: 0, clone_flags: 0 });
+    send(target, Life { header, child: other_tid, status: 0, clone_flags: 0 });
     0
 }
 

@@ -59,9 +59,17 @@ fn exec_wipes_the_heap_and_the_new_image_is_traced() -> Result<()> {
     Case::new(program()?).arguments(&["exec"]).must_have(&["leak_after_exec"]).run()
 }
 
+/// The kernel's links are the first thread's and end with it: the new program has a moment without probes.
 #[test]
-fn exec_from_another_thread_than_the_first_wipes_the_heap_too() -> Result<()> {
-    Case::new(program()?).arguments(&["exec", "thread"]).must_have(&["leak_after_exec"]).run()
+fn exec_from_another_thread_than_the_first_is_traced_and_says_what_was_not_seen() -> Result<()> {
+    let case = Case::new(program()?).arguments(&["exec", "thread"]).must_have(&["leak_after_exec"]);
+    case.run_twin(true)?;
+    let report = case.run_twin(false)?;
+    let target = report.targets.iter().find(|target| target.unseen_ns.is_some());
+    ensure!(target.is_some(), "no target says for how long it was not seen");
+    let said = report.notes.iter().any(|note| note.contains("it executed this program while it was traced"));
+    ensure!(said, "nothing is said of the program's first moments: {:?}", report.notes);
+    Ok(())
 }
 
 /// The news of the exec is read long before the C library is mapped again.

@@ -36,6 +36,9 @@ pub struct Tracked {
     pub parent: Option<u32>,
     /// The container that it is in.
     pub container: Option<Arc<Container>>,
+    /// When it executed its program, in ns of CLOCK_BOOTTIME, if it was traced then and no allocator of the program has been
+    /// found yet.
+    pub executed_ns: Option<u64>,
     /// How long its program ran before its probes were set, where that is known.
     pub unseen_ns: Option<u64>,
     /// The kernel killed it because memory ran out.

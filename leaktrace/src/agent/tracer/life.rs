@@ -65,21 +65,20 @@ impl Tracer {
             return;
         };
         let mut new = self.track(process, ImageKey { tgid: pid, generation }, old.table, old.parent);
-        // The slot and the links stay: the kernel keeps them over an exec.
+        // The slot stays, and so do the links, which the kernel keeps over an exec by the process's first thread: they
+        // are that thread's, and it has ended where another one executed the program.
         self.tables.close(std::mem::replace(&mut new.tables, std::mem::take(&mut old.tables)));
-        new.carried = std::mem::take(&mut old.carried);
-        new.carried.extend(std::mem::take(&mut old.attached));
+        if life.child == 0 {
+            new.carried = std::mem::take(&mut old.carried);
+            new.carried.extend(std::mem::take(&mut old.attached));
+        }
+        new.executed_ns = Some(life.header.time_ns);
         new.sample_interval_bytes = old.sample_interval_bytes;
         new.care = old.care.clone().after_exec();
         new.heap_before_bytes = Some(0);
         new.tally_before = self.maps.tally(pid);
         self.look(&mut new);
-        let files_before: Vec<_> = new.carried.keys().copied().collect();
         self.probe(&mut new);
-        // The new program's calls into files that have probes already were seen from its beginning.
-        if !self.options.holds_children && new.attached.keys().any(|file| !files_before.contains(file)) {
-            new.unseen_ns = Some(clock::boot_ns().saturating_sub(life.header.time_ns));
-        }
         self.own_slot(&new);
         self.targets.insert(pid, new);
         self.take_early_stacks(pid);

@@ -86,19 +86,18 @@ impl Tracer {
         self.targets.insert(pid, tracked);
     }
 
-    /// A process that nothing held has run for a moment without probes: says for how long.
+    /// A process that a traced one has made, and that nothing held, has run for a moment without probes.
     pub(super) fn note_late_start(&mut self, pid: u32, life: &Life) {
-        if self.options.holds_children {
-            return;
+        let holds_children = self.options.holds_children;
+        if let Some(target) = self.targets.get_mut(&pid).filter(|_| !holds_children) {
+            note_unseen(target, life.header.time_ns, "it was made while its parent was traced");
         }
-        let unseen_ns = clock::boot_ns().saturating_sub(life.header.time_ns);
-        if let Some(target) = self.targets.get_mut(&pid) {
-            target.unseen_ns = Some(unseen_ns);
-            target.notes.push(format!(
-                "what it allocated in its first {:.1} ms was not seen: it was made while its parent was traced \
-                 (`leaktrace run` holds new processes until they are traced)",
-                unseen_ns as f64 / 1e6
-            ));
+    }
+
+    /// A traced process has executed a program at `executed_ns`, which had no probes for a moment.
+    fn note_late_probes(&self, target: &mut Tracked, executed_ns: u64) {
+        if !self.options.holds_children {
+            note_unseen(target, executed_ns, "it executed this program while it was traced");
         }
     }
 
@@ -154,6 +153,7 @@ impl Tracer {
             since: clock::wall_ns(),
             parent,
             container,
+            executed_ns: None,
             unseen_ns: None,
             oom: None,
             attached: HashMap::new(),
@@ -261,6 +261,7 @@ impl Tracer {
         let emulated = if options.probe_offset_zero { EmulatedClasses::NONE } else { options.emulated };
         let plan = attachment::plan(&found, &mut self.functions, emulated, &self.costs);
         tracked.attached.retain(|identity, _| plan.iter().any(|part| part.file.identity() == *identity));
+        let mut is_new = false;
         for mut part in plan {
             let identity = part.file.identity();
             if tracked.attached.contains_key(&identity) {
@@ -272,6 +273,7 @@ impl Tracer {
             }
             part.probes.iter_mut().for_each(|probe| probe.hook.process = slot_of_table(tracked.table));
             let attached = self.attach(pid, part);
+            is_new = true;
             // Of a process that has ended meanwhile there is nothing to say.
             let has_failed = attached.allocators.iter().any(|view| !view.failed.is_empty());
             if has_failed && process::stat(pid).is_some_and(|stat| !stat.has_ended) {
@@ -280,6 +282,13 @@ impl Tracer {
                 }
             }
             tracked.attached.insert(identity, attached);
+        }
+        // Calls into files that have probes already were seen from the program's beginning.
+        if !tracked.attached.is_empty()
+            && let Some(executed_ns) = tracked.executed_ns.take()
+            && is_new
+        {
+            self.note_late_probes(tracked, executed_ns);
         }
         for (path, reason) in &found.unreadable {
             let note = format!("{path} cannot be looked into: {reason}");
@@ -319,4 +328,15 @@ impl Tracer {
         self.probe(&mut tracked);
         self.targets.insert(pid, tracked);
     }
+}
+
+/// Says for how long since `began_ns` a process has run without probes.
+fn note_unseen(target: &mut Tracked, began_ns: u64, why: &str) {
+    let unseen_ns = clock::boot_ns().saturating_sub(began_ns);
+    target.unseen_ns = Some(unseen_ns);
+    target.notes.push(format!(
+        "what it allocated in its first {:.1} ms was not seen: {why} (`leaktrace run` holds new processes until they are \
+         traced)",
+        unseen_ns as f64 / 1e6
+    ));
 }

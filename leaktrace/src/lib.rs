@@ -33,8 +33,8 @@
 //!
 //! # The agent's parts
 //! - `tracer` owns the targets: `targets` makes them, `life` follows them to their end, `news` takes in what the kernel
-//!   sends, in the order of its times, `summary` makes snapshots. `tracer/standing` makes targets of what [`agent::orders`] mean, when a tracepoint tells of
-//!   an exec, a new name or a move into a control group.
+//!   sends, in the order of its times, `summary` makes snapshots. `tracer/standing` makes targets of what [`agent::orders`]
+//!   mean, when a tracepoint tells of an exec, a new name or a move into a control group.
 //! - `code` remembers for some seconds what a process had mapped when: rings are not read at one moment, and each stack is
 //!   understood by the code of its own time.
 //! - Side-band perf events tell of each executable mapping ([`drain::sideband`]); `builder` makes tables on a thread of its
@@ -65,7 +65,9 @@
 //! `leaktrace-common` defines every key, value, event and counter with asserted layouts. A hook descriptor in the
 //! attach cookie says what a probed function does with its arguments, and which process it is probed for; a new allocator
 //! is a row in [`discover::allocators`]. A sampled call that is passed over looks nothing up: its interval comes from an
-//! array by the cookie, and a filter of live sampled blocks ends most frees. Uprobe programs can be preempted since Linux 6.0, so scratch memory is per thread.
+//! array by the cookie, and a filter of live sampled blocks ends most frees. What every recorded call needs, its thread's
+//! state and its site's totals, is looked for in arrays before it is in hash maps (`leaktrace_common::near`). Uprobe
+//! programs can be preempted since Linux 6.0, so scratch memory is per thread.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
 
 pub mod agent;

@@ -37,7 +37,7 @@ pub struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Sizes {
-        Sizes { targets: 256, sites: 65_536, stacks: 262_144, threads: 16_384, slabs: 64, copies: 16 }
+        Sizes { targets: 256, sites: 64_000, stacks: 262_144, threads: 16_384, slabs: 64, copies: 16 }
     }
 }
 

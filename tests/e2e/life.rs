@@ -147,6 +147,37 @@ fn several_processes_are_traced_apart() -> Result<()> {
     Ok(())
 }
 
+/// One stack stands for all then, in every process.
+#[test]
+fn without_stacks_the_sums_of_several_processes_are_still_told_apart() -> Result<()> {
+    let program = compile::fixture("million.c", Build::Gcc, &[])?;
+    let case = |blocks: &str| Case::new(program.clone()).arguments(&[blocks, "4"]);
+    let mut fixtures = [case("1000").start(false)?, case("2000").start(false)?];
+    let pids = fixtures.each_ref().map(|fixture| fixture.pid());
+    let mut leaktrace = Leaktrace::attach(&pids, &["--combined-only"])?;
+    for fixture in &mut fixtures {
+        fixture.act()?;
+    }
+    let report = leaktrace.until_settled("each process has its own blocks", |report| {
+        for (pid, blocks) in pids.into_iter().zip([1000, 2000]) {
+            let count = report.target(pid).ok_or("no target")?.outstanding_count;
+            if count != blocks {
+                return Err(format!("process {pid}: {count} blocks instead of {blocks}"));
+            }
+        }
+        Ok(())
+    })?;
+    let mut of_heap =
+        report.targets.iter().flat_map(|target| &target.sites).filter(|site| site.outstanding_count >= 1000);
+    ensure!(of_heap.clone().count() == 2, "more than one site in a process");
+    ensure!(of_heap.all(|site| site.frames.is_empty()), "a site has a stack");
+    leaktrace.interrupt()?;
+    for fixture in fixtures {
+        ensure!(fixture.release()?.success(), "a fixture did not survive");
+    }
+    Ok(())
+}
+
 /// A process that is attached to late: what it allocated before is unknown, and its frees are no error.
 #[test]
 fn frees_of_blocks_from_before_are_counted_and_harmless() -> Result<()> {

@@ -2,6 +2,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use leaktrace_tests::{
     compile::{self, Build},
+    fixture::Fixture,
     leaktrace::Leaktrace,
     report::Report,
     scenario::{Case, latest},
@@ -153,7 +154,7 @@ fn without_stacks_the_sums_of_several_processes_are_still_told_apart() -> Result
     let program = compile::fixture("million.c", Build::Gcc, &[])?;
     let case = |blocks: &str| Case::new(program.clone()).arguments(&[blocks, "4"]);
     let mut fixtures = [case("1000").start(false)?, case("2000").start(false)?];
-    let pids = fixtures.each_ref().map(|fixture| fixture.pid());
+    let pids = fixtures.each_ref().map(Fixture::pid);
     let mut leaktrace = Leaktrace::attach(&pids, &["--combined-only"])?;
     for fixture in &mut fixtures {
         fixture.act()?;

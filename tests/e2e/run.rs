@@ -120,9 +120,10 @@ fn a_static_program_is_traced_from_its_first_block() -> Result<()> {
 #[test]
 fn forked_and_executed_programs_are_followed() -> Result<()> {
     let program = text(&compile::fixture("fork.c", Build::Gcc, &[])?);
-    for how in ["fork", "vfork", "spawn", "exec"] {
-        let ran = run(&[], &[], &[&program, how], true)?;
-        judge(&Case::new(program.clone().into()), &ran).context(how)?;
+    for how in [&["fork"][..], &["vfork"], &["spawn"], &["exec"], &["exec", "thread"]] {
+        let words: Vec<&str> = std::iter::once(program.as_str()).chain(how.iter().copied()).collect();
+        let ran = run(&[], &[], &words, true)?;
+        judge(&Case::new(program.clone().into()), &ran).with_context(|| how.join(" "))?;
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use leaktrace_common::{
 use crate::{
     count::count,
     maps::{EVENTS, PROCESS_MAPS, PROCESSES, SPARE_TABLES, TARGETS},
-    site, target, thread,
+    own_stack, site, target, thread,
 };
 
 /// Offset of `pid` in the `task:task_newtask` record (Linux 3.5 and later).
@@ -48,6 +48,7 @@ static SIGNAL_FLAGS: Global<u32> = Global::new(0);
 
 #[tracepoint]
 fn process_fork(context: TracePointContext) -> u32 {
+    own_stack::keep();
     let Some((tid, tgid, target)) = traced() else { return 0 };
     if target.flags & flags::FOLLOW == 0 {
         return 0;
@@ -94,6 +95,7 @@ fn settle(tgid: u32, like: Target, table: u32) -> Option<*mut Target> {
 
 #[tracepoint]
 fn process_exec(context: TracePointContext) -> u32 {
+    own_stack::keep();
     let Some((tid, tgid, before)) = traced() else { return 0 };
     debug!(&context, "process {} executes another program", tgid);
     // The thread that executes it takes over the id of the process's first one, which has ended.
@@ -144,6 +146,7 @@ fn process_exec(context: TracePointContext) -> u32 {
 
 #[tracepoint]
 fn thread_exit(context: TracePointContext) -> u32 {
+    own_stack::keep();
     let Some((tid, tgid, target)) = traced() else {
         // It may have been, or have shared the memory of a target.
         let (tid, tgid) = thread::current();
@@ -185,6 +188,7 @@ fn forget_orphan(tid: u32, tgid: u32) {
 /// The kernel is about to kill a process because memory has run out, the host's or its control group's.
 #[tracepoint]
 fn oom_victim(context: TracePointContext) -> u32 {
+    own_stack::keep();
     // SAFETY: the record's layout is part of the tracepoint.
     let Ok(pid) = (unsafe { context.read_at::<u32>(MARK_VICTIM_PID) }) else { return 0 };
     let Some(target) = target::of(pid).copied() else { return 0 };

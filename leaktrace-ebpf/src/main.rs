@@ -15,6 +15,7 @@ mod life;
 mod mapping;
 mod maps;
 mod orders;
+mod own_stack;
 mod parked;
 mod probes;
 mod registers;

@@ -11,6 +11,7 @@ use leaktrace_common::{
 use crate::{
     count::count,
     maps::{EVENTS, PROCESS_MAPS},
+    own_stack,
     probes::cookie,
     registers::Registers,
     sample, site,
@@ -32,6 +33,7 @@ const MAP_ANONYMOUS: u32 = 0x20;
 /// second each time. The cookie is the [`Change`].
 #[tracepoint]
 fn change_exit(context: TracePointContext) -> u32 {
+    own_stack::keep();
     const MAP: u64 = Change::Map as u64;
     const REMAPPED: u64 = Change::Remapped as u64;
     let kind = match cookie(context.as_ptr()) {
@@ -45,18 +47,21 @@ fn change_exit(context: TracePointContext) -> u32 {
 
 #[tracepoint]
 fn munmap_enter(context: TracePointContext) -> u32 {
+    own_stack::keep();
     change(&context, Change::Unmap);
     0
 }
 
 #[tracepoint]
 fn munmap_exit(context: TracePointContext) -> u32 {
+    own_stack::keep();
     change(&context, Change::UnmapFailed);
     0
 }
 
 #[tracepoint]
 fn mremap_enter(context: TracePointContext) -> u32 {
+    own_stack::keep();
     change(&context, Change::Remap);
     0
 }
@@ -65,7 +70,6 @@ fn mremap_enter(context: TracePointContext) -> u32 {
 fn change(context: &TracePointContext, change: Change) {
     let (tid, tgid) = thread::current();
     let Some(target) = target::of(tgid) else { return };
-    let target = *target;
     if target.flags & flags::MAPPINGS == 0 {
         return;
     }
@@ -77,7 +81,7 @@ fn change(context: &TracePointContext, change: Change) {
         return;
     }
     let Some(regs) = Registers::at_system_call() else {
-        count(&target, Counter::ReadFailures);
+        count(target, Counter::ReadFailures);
         return;
     };
     if !regs.is_64_bit() {
@@ -86,7 +90,7 @@ fn change(context: &TracePointContext, change: Change) {
     if matches!(change, Change::Map) && regs.argument(2) & PROT_EXEC != 0 {
         note_code(target.slot, result as u64, regs.argument(1));
     }
-    send(tid, &target, &regs, change, result);
+    send(tid, target, &regs, change, result);
 }
 
 /// The process has mapped code: until user space has published that, what its mappings say of the place is not to
@@ -118,7 +122,7 @@ fn send(tid: u32, target: &Target, regs: &Registers, change: Change, result: i64
     let state = unsafe { &mut *state };
     let in_allocator = state.call.slot != 0 && regs.stack_pointer < state.call.slot
         || sample::passed_lately(state, regs.stack_pointer);
-    let map_flags = regs.r10 as u32;
+    let map_flags = regs.argument(3) as u32;
     let wants_stack = match change {
         Change::Map => map_flags & MAP_ANONYMOUS != 0 && !in_allocator,
         Change::Remapped => !in_allocator,

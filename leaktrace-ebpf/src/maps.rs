@@ -74,6 +74,11 @@ pub static LIVE: ArrayOfMaps<
 #[btf_map]
 pub static SITES: HashMap<SiteKey, SiteTotals, 65536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
+/// A [`SiteTotals`] of zeros: the value that new sites start from (on the program stack, it would make chains of calls too
+/// deep for Linux up to 6.12). Nobody writes it.
+#[btf_map]
+pub static NEW_SITE: Array<SiteTotals, 1> = Array::new();
+
 /// Totals of the sites that were first at their places ([`near`]). Programs take places and add; user space reads, and
 /// gives up the places of processes that are gone.
 #[btf_map]

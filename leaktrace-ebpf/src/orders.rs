@@ -7,11 +7,12 @@ use leaktrace_common::{
     event::{Appearance, Header, Kind, Life, MOVED_PID},
 };
 
-use crate::{count::count_for_nobody, life, probes, site, target, thread};
+use crate::{count::count_for_nobody, life, own_stack, probes, site, target, thread};
 
 /// A process has another program from here on.
 #[tracepoint]
 fn order_exec(_: TracePointContext) -> u32 {
+    own_stack::keep();
     let (_, tgid) = thread::current();
     appeared(tgid, Appearance::Exec);
     0
@@ -21,6 +22,7 @@ fn order_exec(_: TracePointContext) -> u32 {
 /// the cookie says at which.
 #[tracepoint]
 fn order_moved(context: TracePointContext) -> u32 {
+    own_stack::keep();
     // SAFETY: the record is longer than both; user space read its layout from the kernel.
     let fields = unsafe {
         (context.read_at::<u32>(MOVED_PID[0] as usize), context.read_at::<u32>(MOVED_PID[1] as usize))
@@ -36,6 +38,7 @@ fn order_moved(context: TracePointContext) -> u32 {
 /// A thread takes another name; the main thread's is the process's.
 #[tracepoint]
 fn order_renamed(_: TracePointContext) -> u32 {
+    own_stack::keep();
     let (tid, tgid) = thread::current();
     if tid == tgid {
         appeared(tgid, Appearance::Name);

@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::{bpf_get_attach_cookie, bpf_get_func_ip};
 use core::ffi::c_void;
 use leaktrace_common::hook::Hook;
 
-use crate::{allocation, free, registers::Context};
+use crate::{allocation, free, own_stack, registers::Context};
 
 /// A session program's answer: do not call me at the return.
 const SKIP_RETURN: u32 = 1;
@@ -14,6 +14,7 @@ const SKIP_RETURN: u32 = 1;
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "uprobe")]
 extern "C" fn alloc_session(context: *mut c_void) -> u32 {
+    own_stack::keep();
     // SAFETY: the kernel passes the registers.
     let probe = unsafe { Context::new(context) };
     // SAFETY: the context is this program's.
@@ -29,6 +30,7 @@ extern "C" fn alloc_session(context: *mut c_void) -> u32 {
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "uprobe")]
 extern "C" fn alloc_entry(context: *mut c_void) -> u32 {
+    own_stack::keep();
     // SAFETY: the kernel passes the registers.
     let probe = unsafe { Context::new(context) };
     allocation::enter(probe, cookie(context), false);
@@ -39,6 +41,7 @@ extern "C" fn alloc_entry(context: *mut c_void) -> u32 {
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "uretprobe")]
 extern "C" fn alloc_return(context: *mut c_void) -> u32 {
+    own_stack::keep();
     // SAFETY: the kernel passes the registers.
     let probe = unsafe { Context::new(context) };
     allocation::leave_by_return(&probe.registers());
@@ -49,6 +52,7 @@ extern "C" fn alloc_return(context: *mut c_void) -> u32 {
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "uprobe")]
 extern "C" fn alloc_exit(context: *mut c_void) -> u32 {
+    own_stack::keep();
     // SAFETY: the kernel passes the registers.
     let regs = unsafe { Context::new(context) }.registers();
     let hook = Hook::from_cookie(cookie(context));
@@ -61,6 +65,7 @@ extern "C" fn alloc_exit(context: *mut c_void) -> u32 {
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "uprobe")]
 extern "C" fn exception_thrown(context: *mut c_void) -> u32 {
+    own_stack::keep();
     // SAFETY: the kernel passes the registers.
     let regs = unsafe { Context::new(context) }.registers();
     allocation::thrown(&regs);
@@ -71,6 +76,7 @@ extern "C" fn exception_thrown(context: *mut c_void) -> u32 {
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "uprobe")]
 extern "C" fn free_entry(context: *mut c_void) -> u32 {
+    own_stack::keep();
     // SAFETY: the kernel passes the registers.
     let probe = unsafe { Context::new(context) };
     free::enter(probe, cookie(context));

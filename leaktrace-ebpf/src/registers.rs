@@ -51,8 +51,6 @@ impl Context {
 #[derive(Clone, Copy)]
 pub struct Registers {
     arguments: [u64; 8],
-    /// The fourth argument of a system call.
-    pub r10: u64,
     /// What a function returned.
     pub result: u64,
     /// rip.
@@ -90,7 +88,6 @@ impl Registers {
                 load!(r9),
                 load!(r9),
             ],
-            r10: load!(r10),
             result: load!(rax),
             instruction: load!(rip),
             stack_pointer: load!(rsp),
@@ -100,18 +97,35 @@ impl Registers {
         }
     }
 
-    /// The user registers of the current task at its system call (Linux ≥ 5.15).
+    /// The user registers of the current task at its system call (Linux ≥ 5.15). Read a few at a time: a copy of all of
+    /// them takes a third of the program stack.
     #[inline(always)]
     pub fn at_system_call() -> Option<Registers> {
         // SAFETY: helpers without preconditions in a tracing program.
-        let address = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const pt_regs;
-        // SAFETY: the helper checks the address.
-        let copy = unsafe { bpf_probe_read_kernel(address) }.ok()?;
-        // SAFETY: `copy` holds registers.
-        Some(unsafe { Registers::from_context((&raw const copy).cast()) })
+        let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const pt_regs;
+        macro_rules! from {
+            ($first:ident) => {
+                // SAFETY: only the address is taken; the helper checks it.
+                unsafe { bpf_probe_read_kernel((&raw const (*registers).$first).cast()) }.ok()?
+            };
+        }
+        let [rbp, rbx]: [u64; 2] = from!(rbp);
+        let [r10, r9, r8, result]: [u64; 4] = from!(r10);
+        let [rdx, rsi, rdi]: [u64; 3] = from!(rdx);
+        let [instruction, code_segment, _, stack_pointer]: [u64; 4] = from!(rip);
+        Some(Registers {
+            // A system call has its fourth argument in r10.
+            arguments: [rdi, rsi, rdx, r10, r8, r9, r9, r9],
+            result,
+            instruction,
+            stack_pointer,
+            rbp,
+            rbx,
+            code_segment,
+        })
     }
 
-    /// The argument at `position` of the System V calling convention (system calls pass the fourth in r10).
+    /// The argument at `position` of the System V calling convention, or of a system call.
     #[inline(always)]
     pub fn argument(&self, position: Argument) -> u64 {
         self.arguments[(position & 7) as usize]

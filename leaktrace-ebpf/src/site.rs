@@ -12,7 +12,7 @@ use leaktrace_common::{
 
 use crate::{
     count::{add, add32, count, exchange_if},
-    maps::{LIVE, NEAR_SITES, SITES},
+    maps::{LIVE, NEAR_SITES, NEW_SITE, SITES},
     parked, sample,
     thread::Thread,
 };
@@ -199,6 +199,7 @@ pub extern "C" fn make_site(tgid: u32, generation: u32, stack: u64) -> u32 {
             return 1;
         }
     }
-    let made = SITES.insert(SiteKey { tgid, generation, stack }, SiteTotals::ZERO, NO_EXIST);
+    let Some(zeros) = NEW_SITE.get(0) else { return 0 };
+    let made = SITES.insert(SiteKey { tgid, generation, stack }, zeros, NO_EXIST);
     matches!(made, Ok(()) | Err(EEXIST)) as u32
 }

@@ -8,6 +8,7 @@ use std::{
 use super::{
     capabilities::Capabilities,
     links, minimal,
+    private_stacks::PrivateStacks,
     tracefs::{Access, Tracefs},
 };
 
@@ -92,6 +93,10 @@ pub struct Host {
     pub bpf: BpfAccess,
     /// `net.core.bpf_jit_enable`: 0 interprets programs.
     pub jit: Option<u32>,
+    /// What the kernel does about stacks of programs that belong to a processor.
+    pub private_stacks: PrivateStacks,
+    /// How kernel code is preempted, in the kernel's words, where it says so.
+    pub preemption: Option<String>,
     /// Whether the kernel's type information is there, or why it cannot be read.
     pub type_information: Result<(), String>,
     /// Whether tracepoints can be looked up.
@@ -124,6 +129,8 @@ impl Host {
             lockdown: lockdown(),
             bpf: bpf_access(),
             jit: number("/proc/sys/net/core/bpf_jit_enable"),
+            private_stacks: PrivateStacks::of_kernel(),
+            preemption: preemption(),
             type_information: File::open(BTF).map(drop).map_err(|error| format!("{BTF}: {error}")),
             tracefs: Tracefs::access(),
             uprobe_events: fs::exists("/sys/bus/event_source/devices")
@@ -171,6 +178,18 @@ fn cpu_model() -> Option<String> {
     let info = text("/proc/cpuinfo")?;
     let line = info.lines().find(|line| line.starts_with("model name"))?;
     Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// The model in use is the one in parentheses (`none voluntary (full) lazy`); where debugfs is not mounted, what the
+/// kernel was built with stands in its version.
+fn preemption() -> Option<String> {
+    let models = text("/sys/kernel/debug/sched/preempt").unwrap_or_default();
+    if let Some((model, _)) = models.split_once('(').and_then(|(_, rest)| rest.split_once(')')) {
+        return Some(model.to_owned());
+    }
+    let version = text("/proc/sys/kernel/version")?;
+    let built = version.split_whitespace().find(|word| word.starts_with("PREEMPT"))?;
+    Some(built.to_owned())
 }
 
 /// `/proc/self/uid_map` of the first user namespace: all 2³² − 1 users, as themselves.

@@ -3,7 +3,8 @@
 //! `host` and `capabilities` are what is known of the host, `preflight` what follows from it, `selftest` what
 //! probes cost on it, `costs` what the governor reckons with. `prologue` and `plan` choose the instruction of each probe, and are pure. `object` creates the
 //! maps and loads programs, `links` and `tracepoints` attach them, `shared` writes arrays; `sys` is the thin layer
-//! over bpf(2) and perf_event_open(2), `minimal` the smallest programs.
+//! over bpf(2) and perf_event_open(2), `minimal` the smallest programs, `private_stacks` what keeps programs on the
+//! stack of their thread.
 
 pub mod btf;
 pub mod capabilities;
@@ -14,6 +15,7 @@ pub mod minimal;
 pub mod object;
 pub mod plan;
 pub mod preflight;
+pub mod private_stacks;
 pub mod prologue;
 pub mod selftest;
 pub mod shared;

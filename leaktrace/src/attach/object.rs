@@ -13,7 +13,7 @@ use aya::{
 use aya_obj::{ProgramSection, generated::bpf_prog_type};
 use leaktrace_common::{hook::SLOTS, near};
 
-use super::{btf::Btf, sys};
+use super::{btf::Btf, private_stacks, private_stacks::PrivateStacks, sys};
 
 /// The object that build.rs embeds; empty when the kernel toolchain was missing at build time.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/leaktrace.bpf.o"));
@@ -47,6 +47,8 @@ pub struct KernelObject {
     object: aya_obj::Object,
     btf: Option<OwnedFd>,
     knows_exit_status: bool,
+    private_stacks: PrivateStacks,
+    block_table: aya_obj::Map,
 }
 
 impl KernelObject {
@@ -93,8 +95,13 @@ impl KernelObject {
         let ebpf = loader.load(OBJECT).context("the kernel refuses the maps")?;
         let mut object = aya_obj::Object::parse(OBJECT).context("the kernel object cannot be parsed")?;
         let btf = load_type_information(&mut object)?;
+        let block_table = object.maps.get("LIVE").and_then(aya_obj::Map::inner);
+        let block_table = block_table.context("the kernel object says nothing of tables of live blocks")?;
         relocate(&mut object, &ebpf)?;
-        Ok(KernelObject { ebpf, object, btf, knows_exit_status: offsets.task_exit_code != 0 })
+        let private_stacks = PrivateStacks::of_kernel();
+        private_stacks.demand()?;
+        let knows_exit_status = offsets.task_exit_code != 0;
+        Ok(KernelObject { ebpf, object, btf, knows_exit_status, private_stacks, block_table })
     }
 
     /// Loads program `name` with `attach_type` (0 for none).
@@ -115,21 +122,44 @@ impl KernelObject {
         };
         let functions = function.func_info.func_info_bytes();
         let lines = function.line_info.line_info_bytes();
+        let mut instructions = function.instructions.clone();
+        self.private_stacks.prepare(&mut instructions);
         let source = sys::ProgramSource {
             name,
             kind: kind as u32,
             attach_type,
-            instructions: &function.instructions,
+            instructions: &instructions,
             license: &program.license,
             btf: self.btf.as_ref().map(|fd| fd.as_fd()),
             functions: (&functions, function.func_info.len() as u32, function.func_info_rec_size as u32),
             lines: (&lines, function.line_info.len() as u32, function.line_info_rec_size as u32),
         };
-        sys::load_program(&source, &mut []).or_else(|error| {
+        let loaded = sys::load_program(&source, &mut []).or_else(|error| {
             let mut log = vec![0; 4 << 20];
             sys::load_program(&source, &mut log)
                 .map_err(|_| anyhow!(error).context(format!("kernel program {name}: {}", tail(&log))))
-        })
+        })?;
+        private_stacks::demand_none(loaded.as_fd()).with_context(|| format!("kernel program {name}"))?;
+        Ok(loaded)
+    }
+
+    /// Makes a table of live blocks for a process, with room for `max_blocks`. It has the type information of the
+    /// template in LIVE: kernels up to 6.1 take only tables that agree with it in that (`bpf_map_meta_equal`).
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn make_block_table(&self, max_blocks: u32) -> Result<OwnedFd> {
+        let mut definition = self.block_table.clone();
+        definition.set_max_entries(max_blocks);
+        let btf = self.btf.as_ref().map(|fd| fd.as_fd());
+        let table =
+            MapData::create(definition, "leaktrace_live", btf).context("making a table of live blocks")?;
+        Ok(table.fd().as_fd().try_clone_to_owned()?)
+    }
+
+    /// What this kernel does about private stacks.
+    pub fn private_stacks(&self) -> PrivateStacks {
+        self.private_stacks
     }
 
     /// A map of the object.
@@ -221,13 +251,15 @@ fn map_data(map: &Map) -> Option<&MapData> {
     }
 }
 
-/// The last lines of a verifier log.
+/// The last lines of a verifier log, as one: it is shown within a sentence.
 fn tail(log: &[u8]) -> String {
+    const LINES: usize = 8;
     let end = memchr::memchr(0, log).unwrap_or(log.len());
     let text = String::from_utf8_lossy(log.get(..end).unwrap_or_default());
-    let lines: Vec<&str> = text.lines().collect();
-    lines.get(lines.len().saturating_sub(12)..).unwrap_or_default().join("\n")
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default().join(" | ")
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,7 @@ use anyhow::{Result, bail};
 use super::{
     capabilities::Capability,
     host::{BpfAccess, Cgroups, Host, KernelVersion, Lockdown},
+    private_stacks::PrivateStacks,
     tracefs::Access,
 };
 
@@ -80,7 +81,14 @@ pub fn checks(host: &Host) -> Vec<Check> {
     let mut checks = vec![machine(host), kernel(host), permissions(host)];
     checks.extend(lockdown(host));
     checks.extend([bpf(host), uprobes(host), tracefs(host), type_information(host)]);
-    checks.extend([jit(host), memory(host), namespaces(host), cgroups(host), other_processes(host)]);
+    checks.extend([
+        jit(host),
+        private_stacks(host),
+        memory(host),
+        namespaces(host),
+        cgroups(host),
+        other_processes(host),
+    ]);
     checks
 }
 
@@ -262,6 +270,30 @@ fn jit(host: &Host) -> Check {
         ),
         Some(_) => Check::ok("BPF JIT", "on"),
         None => Check::bad("BPF JIT", Level::Unknown, "not known", "mount proc at /proc"),
+    }
+}
+
+fn private_stacks(host: &Host) -> Check {
+    let preemption =
+        host.preemption.as_ref().map_or(String::new(), |model| format!(" (preemption: {model})"));
+    match host.private_stacks {
+        PrivateStacks::None => {
+            Check::ok("program stacks", format!("those of the threads that programs run in{preemption}"))
+        }
+        PrivateStacks::TurnedOff => Check::ok(
+            "program stacks",
+            format!(
+                "those of the threads that programs run in; this kernel's stacks by processor are turned off{preemption}"
+            ),
+        ),
+        PrivateStacks::Forced => Check::bad(
+            "program stacks",
+            Level::Missing,
+            format!(
+                "this kernel runs uprobe programs on stacks that threads overwrite for each other{preemption}"
+            ),
+            "sysctl -w net.core.bpf_jit_enable=0 (slow), and report this with the kernel's release",
+        ),
     }
 }
 

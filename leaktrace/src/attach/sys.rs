@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
-use aya_obj::generated::{bpf_attr, bpf_cmd};
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_info};
 
 /// BPF_TRACE_UPROBE_MULTI (Linux 6.6).
 pub const ATTACH_UPROBE_MULTI: u32 = 48;
@@ -87,6 +87,45 @@ pub fn load_program(source: &ProgramSource<'_>, log: &mut [u8]) -> io::Result<Ow
         load.log_size = u32::try_from(log.len()).unwrap_or(u32::MAX);
     }
     owned(bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr)?)
+}
+
+/// What the kernel says of a loaded program.
+///
+/// # Errors
+/// The system call's error.
+pub fn program_info(program: BorrowedFd<'_>) -> io::Result<bpf_prog_info> {
+    info_of(program, 0, 0)
+}
+
+/// The machine code of a loaded program with its functions; empty where the kernel does not show it
+/// (`kernel.kptr_restrict`, no CAP_SYSLOG), or interprets the program.
+///
+/// # Errors
+/// The system call's error.
+pub fn jited_code(program: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    let length = program_info(program)?.jited_prog_len;
+    let mut code = vec![0u8; length as usize];
+    let info = info_of(program, code.as_mut_ptr() as u64, length)?;
+    if info.jited_prog_insns == 0 {
+        code.clear();
+    }
+    Ok(code)
+}
+
+/// BPF_OBJ_GET_INFO_BY_FD, with room for `length` bytes of machine code at `code`.
+fn info_of(program: BorrowedFd<'_>, code: u64, length: u32) -> io::Result<bpf_prog_info> {
+    // SAFETY: a plain structure, for which zeros are valid.
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+    info.jited_prog_insns = code;
+    info.jited_prog_len = length;
+    let mut attr = zeroed();
+    // SAFETY: every variant of the union is plain data.
+    let request = unsafe { &mut attr.info };
+    request.bpf_fd = program.as_raw_fd().cast_unsigned();
+    request.info_len = size_of::<bpf_prog_info>() as u32;
+    request.info = std::ptr::from_mut(&mut info) as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info)
 }
 
 fn records((bytes, count, size): (&[u8], u32, u32)) -> (u64, u32, u32) {
@@ -303,27 +342,6 @@ pub fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
     request.map_fd = map.as_raw_fd().cast_unsigned();
     request.key = key.as_ptr() as u64;
     absent_is_false(bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr))
-}
-
-/// Makes a hash map that uses memory only as it fills (BPF_F_NO_PREALLOC).
-///
-/// # Errors
-/// The system call's error.
-pub fn create_hash(name: &str, key_bytes: u32, value_bytes: u32, max_entries: u32) -> io::Result<OwnedFd> {
-    const TYPE_HASH: u32 = 1;
-    const NO_PREALLOC: u32 = 1;
-    let mut attr = zeroed();
-    // SAFETY: every variant of the union is plain data.
-    let request = unsafe { &mut attr.__bindgen_anon_1 };
-    for (to, from) in request.map_name.iter_mut().take(15).zip(name.bytes()) {
-        *to = from.cast_signed();
-    }
-    request.map_type = TYPE_HASH;
-    request.key_size = key_bytes;
-    request.value_size = value_bytes;
-    request.max_entries = max_entries;
-    request.map_flags = NO_PREALLOC;
-    owned(bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr)?)
 }
 
 fn absent_is_false(result: io::Result<i64>) -> io::Result<bool> {

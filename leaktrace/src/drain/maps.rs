@@ -159,8 +159,8 @@ impl Maps {
     ///
     /// # Errors
     /// When a map cannot be made, or there are as many targets as there can be.
-    pub fn prepare(&mut self, pid: u32) -> Result<u32> {
-        let table = self.make_table().with_context(|| format!("process {pid}"))?;
+    pub fn prepare(&mut self, kernel: &KernelObject, pid: u32) -> Result<u32> {
+        let table = self.make_table(kernel).with_context(|| format!("process {pid}"))?;
         self.table_of.insert(pid, table);
         Ok(table)
     }
@@ -174,20 +174,19 @@ impl Maps {
     ///
     /// # Errors
     /// When a table cannot be made.
-    pub fn keep_spares(&mut self, wanted: usize) -> Result<()> {
+    pub fn keep_spares(&mut self, kernel: &KernelObject, wanted: usize) -> Result<()> {
         let used: std::collections::HashSet<u32> = self.table_of.values().copied().collect();
         let spare = self.tables.keys().filter(|table| !used.contains(table)).count();
         for _ in spare..wanted {
-            let table = self.make_table()?;
+            let table = self.make_table(kernel)?;
             sys::map_update(self.spare_tables.as_fd(), &[], bytes_of(&table))
                 .context("keeping a table for a child")?;
         }
         Ok(())
     }
 
-    fn make_table(&mut self) -> Result<u32> {
-        let map = sys::create_hash("leaktrace_live", 8, size_of::<Block>() as u32, self.max_blocks)
-            .context("making a table of live blocks")?;
+    fn make_table(&mut self, kernel: &KernelObject) -> Result<u32> {
+        let map = kernel.make_block_table(self.max_blocks)?;
         let (table, lease) = self.slots.take().context("there are as many targets as there can be")?;
         let slot = lease.slot();
         // When this is done, no program is left that has found the slot for the process which had it before: the kernel

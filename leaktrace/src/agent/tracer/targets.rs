@@ -40,7 +40,7 @@ impl Tracer {
         if let Some(reason) = self.refusal(&process) {
             bail!("{reason}");
         }
-        let table = self.maps.prepare(pid)?;
+        let table = self.maps.prepare(&self.kernel, pid)?;
         let image = ImageKey { tgid: pid, generation: 0 };
         let mut tracked = self.track(process, image, table, parent);
         tracked.heap_before_bytes = if fresh { Some(0) } else { process::heap_bytes(pid) };
@@ -118,7 +118,7 @@ impl Tracer {
 
     pub(super) fn keep_spares(&mut self) {
         if self.options.follow
-            && let Err(error) = self.maps.keep_spares(self.options.spare_tables())
+            && let Err(error) = self.maps.keep_spares(&self.kernel, self.options.spare_tables())
         {
             tracing::debug!(error = format!("{error:#}"), "no table can be kept for children");
         }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::attach::capabilities::Capabilities;
+use crate::attach::{capabilities::Capabilities, private_stacks::PrivateStacks};
 
 fn good() -> Host {
     Host {
@@ -19,6 +19,8 @@ fn good() -> Host {
         lockdown: Lockdown::None,
         bpf: BpfAccess::Works,
         jit: Some(1),
+        private_stacks: PrivateStacks::TurnedOff,
+        preemption: Some("full".to_owned()),
         type_information: Ok(()),
         tracefs: Access::Mounted("/sys/kernel/tracing"),
         uprobe_events: Some(true),

@@ -134,6 +134,23 @@ pub extern "C" fn restore_old(thread: *mut Thread, slot: u32) -> u32 {
     1
 }
 
+/// Takes the block out that the call under way of `thread`, whose process has this slot, is about to replace. Not inlined:
+/// most calls replace none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn take_old(thread: *mut Thread, slot: u32) -> u32 {
+    let Some(target) = TARGETS.get(slot) else { return 0 };
+    if thread.is_null() {
+        return 0;
+    }
+    // SAFETY: see [`crate::walk::walk_frames`].
+    let thread = unsafe { &mut *thread };
+    let pointer = thread.call.pointer;
+    let Some(old) = site::take(target, thread, pointer) else { return 0 };
+    thread.call.old = old;
+    1
+}
+
 /// Whether a size is in the range that is recorded.
 #[inline(always)]
 fn is_wanted(target: &Target, size_bytes: u64) -> bool {
@@ -217,9 +234,7 @@ pub fn enter(probe: Context, cookie: u64, can_skip: bool) -> bool {
     call.stack = 0;
     call.old.size_bytes = NO_OLD_BLOCK;
     if replaces(hook, pointer) {
-        if let Some(old) = site::take(hit.target, hit.thread, pointer) {
-            hit.thread.call.old = old;
-        }
+        take_old(hit.thread, slot_of_table(hit.target.table));
     }
     if hook.may_throw && is_recorded != 0 {
         // At its exits the callee-saved registers may not be the caller's: take the stack now.
@@ -380,7 +395,7 @@ fn end_old(hit: &mut Hit<'_>) {
 fn take_stack(hit: &mut Hit<'_>) -> u64 {
     let call = &hit.thread.call;
     let start = Start { ip: call.return_address, sp: call.slot.wrapping_add(8), exact: false };
-    stack::take(hit.tid, hit.target, hit.thread, hit.regs, start)
+    stack::take(hit.target, hit.thread, hit.regs, start)
 }
 
 /// Bytes asked for; a product that overflows is more than any allocator gives.

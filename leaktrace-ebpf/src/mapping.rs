@@ -132,7 +132,7 @@ fn send(tid: u32, target: &Target, regs: &Registers, change: Change, result: i64
     };
     let stack = if wants_stack {
         let start = Start { ip: regs.instruction, sp: regs.stack_pointer, exact: true };
-        stack::take(tid, target, state, regs, start)
+        stack::take(target, state, regs, start)
     } else {
         0
     };

@@ -20,6 +20,9 @@ use crate::{
 
 /// Places in the arrays: a power of two, so that an index can be masked.
 const PLACES: usize = MAX_FRAMES + 1;
+/// Steps that one call of [`prove_steps`] reads again, and calls that cover a stack of [`MAX_FRAMES`].
+const STEPS_PER_CALL: u32 = 8;
+const CALLS: u32 = (MAX_FRAMES as u32).div_ceil(STEPS_PER_CALL);
 /// Times that a walk tries to prove an outer part: of deep recursions, many frames look alike.
 const TRIES: u32 = 3;
 /// Where in the hash input the table's number goes: above any user address.
@@ -87,6 +90,12 @@ pub struct Previous {
     published: u32,
     /// Frames that the walk under way has taken over.
     kept: u32,
+    /// Where [`keep_stack`] begins: frames that were walked and are to be kept,
+    walked: u32,
+    /// the place of the outermost of them,
+    place: u32,
+    /// and what lies outside of it.
+    outside: Outside,
     /// The frames, the *outermost* first.
     known: [Known; PLACES],
 }
@@ -240,31 +249,53 @@ fn rbp(walk: &mut Walk) -> Result<u64, Stop> {
 fn is_proven(thread: &mut Thread, count: u32) -> bool {
     thread.previous.tries += 1;
     let innermost_sp = thread.walk.sp;
+    let outermost_sp = thread.previous.known[0].sp;
+    walk::expect_reads(&mut thread.walk, outermost_sp.wrapping_sub(innermost_sp));
+    let mut inner = count - 1;
+    let mut calls = 0;
+    while calls < CALLS && inner > 0 {
+        calls += 1;
+        if prove_steps(thread, inner) == 0 {
+            walk::forget_window(&mut thread.walk);
+            return false;
+        }
+        inner = inner.saturating_sub(STEPS_PER_CALL);
+    }
+    true
+}
+
+/// Reads again what the steps out of some frames of the previous stack have read, from the one numbered `inner` (the
+/// outermost is 0) outwards. 0 where something has changed. Not inlined: the verifier looks at its paths once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn prove_steps(thread: *mut Thread, inner: u32) -> u32 {
+    if thread.is_null() {
+        return 0;
+    }
+    // SAFETY: see [`walk::walk_frames`].
+    let thread = unsafe { &mut *thread };
     let walk = &mut thread.walk;
     let known = &thread.previous.known;
-    walk::expect_reads(walk, known[0].sp.wrapping_sub(innermost_sp));
-    let mut inner = count - 1;
+    let mut inner = inner;
     let mut looked = 0;
-    while looked < MAX_FRAMES && inner > 0 {
+    while looked < STEPS_PER_CALL && inner > 0 {
         looked += 1;
         let from = &known[(black_box(inner) as usize) & MAX_FRAMES];
         inner -= 1;
         let to = &known[(black_box(inner) as usize) & MAX_FRAMES];
         if walk::read_return(walk, to.sp.wrapping_sub(8)) != Ok(to.frame & FRAME_ADDRESS) {
-            walk::forget_window(walk);
-            return false;
+            return 0;
         }
         if from.step & step::USED_RBP == 0 || from.rbp_at == 0 {
             continue;
         }
         let rbp_at = from.sp.wrapping_add(from.rbp_at as i64 as u64);
         // What lies further in was compared by value where the stacks meet.
-        if rbp_at >= innermost_sp && walk::read_stack(walk, rbp_at) != Ok(from.rbp) {
-            walk::forget_window(walk);
-            return false;
+        if rbp_at >= walk.sp && walk::read_stack(walk, rbp_at) != Ok(from.rbp) {
+            return 0;
         }
     }
-    true
+    1
 }
 
 /// The hash of the stack, where the walk has met the previous stack in its first frame: nothing but the number of frames
@@ -290,19 +321,29 @@ pub extern "C" fn keep_stack(thread: *mut Thread) -> u64 {
     // SAFETY: see [`walk::walk_frames`].
     let thread = unsafe { &mut *thread };
     let is_reused = thread.walk.flags & flags::REUSED != 0;
-    let mut walked = thread.walk.count;
-    let mut place = 0;
-    let mut outside = Outside { hash: thread.walk.stop as u64, step: 0, rbp: 0 };
+    let count = thread.walk.count;
+    let previous = &mut thread.previous;
     if is_reused {
         // The frame where they meet is known already.
-        place = thread.previous.kept;
-        walked = walked.wrapping_sub(1);
-        let known = &thread.previous.known[(black_box(place.wrapping_sub(1)) as usize) & MAX_FRAMES];
-        outside = Outside { hash: known.hash, step: known.step, rbp: known.rbp };
-    } else if walked > 0 {
-        let outermost = &mut thread.noted[(black_box(walked - 1) as usize) & MAX_FRAMES];
+        let known = &previous.known[(black_box(previous.kept.wrapping_sub(1)) as usize) & MAX_FRAMES];
+        previous.outside = Outside { hash: known.hash, rbp: known.rbp, step: known.step, reserved: 0 };
+        previous.place = previous.kept;
+        previous.walked = count.wrapping_sub(1);
+    } else {
+        // Zeros in a row would become a call of a function that clears byte by byte.
+        previous.outside = Outside { hash: thread.walk.stop as u64, rbp: black_box(0), step: 0, reserved: 0 };
+        previous.place = 0;
+        previous.walked = count;
+        let outermost = &mut thread.noted[(black_box(count.wrapping_sub(1)) as usize) & MAX_FRAMES];
         outermost.salt = thread.walk.salt as u16;
     }
+    // Read back: the verifier, which does not know what is in a map, follows the loop once for both cases.
+    // SAFETY: fields of the entry, which belongs to the current thread.
+    let mut walked = unsafe { ptr::read_volatile(&raw const previous.walked) };
+    // SAFETY: as above.
+    let mut place = unsafe { ptr::read_volatile(&raw const previous.place) };
+    // SAFETY: as above.
+    let mut outside = unsafe { ptr::read_volatile(&raw const previous.outside) };
     let mut added = 0;
     while added < MAX_FRAMES && walked > 0 {
         added += 1;
@@ -323,10 +364,14 @@ pub extern "C" fn keep_stack(thread: *mut Thread) -> u64 {
 }
 
 /// What the frames added so far mean for the next one further in.
+#[derive(Clone, Copy)]
+#[repr(C)]
 struct Outside {
     hash: u64,
-    step: u32,
     rbp: u64,
+    step: u32,
+    /// Zero.
+    reserved: u32,
 }
 
 impl Outside {
@@ -334,13 +379,12 @@ impl Outside {
     fn add(&mut self, known: &mut Known, noted: &Noted, frame: u64) {
         self.hash = hash_step(self.hash, frame ^ (noted.salt as u64) << SALT_SHIFT);
         let own = noted.step as u32;
-        let mut step = own | self.step & step::BARRIER;
-        if own & step::USED_RBP != 0 {
-            self.rbp = noted.rbp;
-            step |= step::NEEDS_RBP;
-        } else if own & step::SAVED_RBP == 0 {
-            step |= self.step & step::NEEDS_RBP;
-        }
+        // By masks and not by branches: the verifier would follow each of them in each of many rounds.
+        let used = is_set(own, step::USED_RBP);
+        let saved = is_set(own, step::SAVED_RBP);
+        self.rbp = noted.rbp & used | self.rbp & !used;
+        let needed = step::NEEDS_RBP as u64 & (used | self.step as u64 & !saved);
+        let step = own | self.step & step::BARRIER | needed as u32;
         self.step = step;
         known.frame = frame;
         known.sp = noted.sp;
@@ -349,6 +393,12 @@ impl Outside {
         known.rbp_at = noted.rbp_at;
         known.step = step;
     }
+}
+
+/// All ones where `bit` is set in `word`, else 0. The compiler must not see which of the two it is.
+#[inline(always)]
+fn is_set(word: u32, bit: u32) -> u64 {
+    black_box(0u64.wrapping_sub((word as u64) >> bit.trailing_zeros() & 1))
 }
 
 /// Lays the frames of the stack that was kept last into the stack record, innermost first.

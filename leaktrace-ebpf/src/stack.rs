@@ -5,16 +5,17 @@ use leaktrace_common::{
     counter::Counter,
     event::{COPY_PAGE_BYTES, COPY_PAGES, Kind, STACK_GUESSED, STACK_HEADER_BYTES, StackCopy},
     heap::{NO_STACK, stack_id},
+    hook::slot_of_table,
     target::{self, Target},
     unwind::{FRAME_EXACT, MAX_FRAMES, Stop, hash_step},
 };
 
 use crate::{
     count::{Counters, count},
-    maps::{COPIES, STACK_IDS, STACKS},
+    maps::{COPIES, STACK_IDS, STACKS, TARGETS},
     registers::Registers,
     reuse,
-    thread::{INTERNED, Thread},
+    thread::{self, INTERNED, Thread},
     walk,
 };
 
@@ -29,19 +30,36 @@ pub struct Start {
     pub exact: bool,
 }
 
-/// The id of the stack in `start`'s frame and outwards. The one function that takes stacks.
+/// The id of the stack in `start`'s frame and outwards.
 #[inline(always)]
-pub fn take(tid: u32, target: &Target, thread: &mut Thread, regs: &Registers, start: Start) -> u64 {
+pub fn take(target: &Target, thread: &mut Thread, regs: &Registers, start: Start) -> u64 {
     if target.stack_depth == 0 {
         return NO_STACK;
     }
-    let mut hash = walk_once(target, thread, regs, start, walk::flags::MAY_REUSE);
+    begin(thread, regs, start);
+    thread.walk.watch_slot = thread.call.slot;
+    thread.walk.watch_return = thread.call.return_address;
+    take_stack(thread, slot_of_table(target.table))
+}
+
+/// The id of the stack that [`begin`] has set the start of, of a thread whose process has this slot. The one function that
+/// takes stacks. Not inlined: the verifier looks at it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn take_stack(thread: *mut Thread, slot: u32) -> u64 {
+    let Some(target) = TARGETS.get(slot) else { return NO_STACK };
+    if thread.is_null() {
+        return NO_STACK;
+    }
+    // SAFETY: see [`walk::walk_frames`].
+    let thread = unsafe { &mut *thread };
+    let mut hash = walk_once(target, thread, true);
     let counters = Counters::of(target);
     if thread.walk.flags & walk::flags::REUSED != 0 {
         counters.add_roughly(Counter::StacksReused, 1);
         if target.flags & target::flags::VERIFY_REUSE != 0 {
             let frames = thread.walk.count;
-            let full = walk_once(target, thread, regs, start, 0);
+            let full = walk_once(target, thread, false);
             if full != hash || thread.walk.count != frames {
                 counters.add(Counter::ReuseMismatches, 1);
             }
@@ -53,21 +71,20 @@ pub fn take(tid: u32, target: &Target, thread: &mut Thread, regs: &Registers, st
     counters.add_stop(thread.walk.stop);
     let hash = hash_step(hash, (target.owner as u64) << 32 | target.generation as u64);
     let hash = stack_id(hash);
-    intern(tid, target, thread, hash);
+    intern(target, thread, hash);
     hash
 }
 
 /// Walks, and keeps what was found; returns the hash of the frames.
 #[inline(always)]
-fn walk_once(target: &Target, thread: &mut Thread, regs: &Registers, start: Start, flags: u32) -> u64 {
-    prepare(target, thread, regs, start);
+fn walk_once(target: &Target, thread: &mut Thread, may_reuse: bool) -> u64 {
+    prepare(target, thread);
     thread.walk.limit = target.stack_depth;
-    if thread.walk.flags & walk::flags::FRAME_POINTERS == 0 {
-        thread.walk.flags |= flags;
-    }
-    let mark = if start.exact { FRAME_EXACT } else { 0 };
-    if walk::push(thread, start.ip, mark).is_ok() {
-        walk::run(thread);
+    let may_reuse = may_reuse && thread.walk.flags & walk::flags::FRAME_POINTERS == 0;
+    let mark = if thread.walk.start_flags & walk::flags::EXACT != 0 { FRAME_EXACT } else { 0 };
+    let start_ip = thread.walk.start_ip;
+    if walk::push(thread, start_ip, mark).is_ok() {
+        walk::run(thread, may_reuse);
     }
     reuse::kept_whole(thread).unwrap_or_else(|| reuse::keep_stack(thread))
 }
@@ -82,37 +99,66 @@ pub fn passes_call(
     start: Start,
     watch: (u64, u64),
 ) -> Option<bool> {
-    if target.slot == target::NO_SLOT || target.flags & target::flags::FRAME_POINTERS != 0 {
-        return None;
-    }
-    prepare(target, thread, regs, start);
+    begin(thread, regs, start);
     (thread.walk.watch_slot, thread.walk.watch_return) = watch;
-    thread.walk.limit = MAX_FRAMES as u32;
-    thread.walk.flags |= walk::flags::PROBE_WATCH;
-    walk::run(thread);
-    let met = thread.walk.flags & walk::flags::MET_WATCH != 0;
-    if met {
-        return Some(true);
+    match walk_to_watch(thread, slot_of_table(target.table)) {
+        PASSES => Some(true),
+        PASSES_NOT => Some(false),
+        _ => None,
     }
-    (thread.walk.stop == Stop::Complete as u32).then_some(false)
 }
 
+/// Answers of [`walk_to_watch`]; all others mean that the walk cannot tell.
+const PASSES: u32 = 1;
+const PASSES_NOT: u32 = 2;
+
+/// Whether the walk that [`begin`] has set the start of, of a thread whose process has this slot, passes the word at
+/// `watch_slot`. Not inlined: the verifier looks at it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn walk_to_watch(thread: *mut Thread, slot: u32) -> u32 {
+    let Some(target) = TARGETS.get(slot) else { return 0 };
+    if thread.is_null() {
+        return 0;
+    }
+    if target.slot == target::NO_SLOT || target.flags & target::flags::FRAME_POINTERS != 0 {
+        return 0;
+    }
+    // SAFETY: see [`walk::walk_frames`].
+    let thread = unsafe { &mut *thread };
+    prepare(target, thread);
+    thread.walk.limit = MAX_FRAMES as u32;
+    thread.walk.flags |= walk::flags::PROBE_WATCH;
+    walk::run(thread, false);
+    if thread.walk.flags & walk::flags::MET_WATCH != 0 {
+        return PASSES;
+    }
+    if thread.walk.stop == Stop::Complete as u32 { PASSES_NOT } else { 0 }
+}
+
+/// Sets where a walk begins.
 #[inline(always)]
-fn prepare(target: &Target, thread: &mut Thread, regs: &Registers, start: Start) {
-    reuse::prepare(thread);
+fn begin(thread: &mut Thread, regs: &Registers, start: Start) {
     let walk = &mut thread.walk;
-    walk.ip = start.ip;
-    walk.sp = start.sp;
-    walk.rbp = regs.rbp;
-    walk.rbp_at = 0;
-    walk.rbx = regs.rbx;
-    walk.rbx_at = 0;
-    walk.watch_slot = thread.call.slot;
-    walk.watch_return = thread.call.return_address;
-    walk.process = target.slot;
+    walk.start_ip = start.ip;
     walk.start_sp = start.sp;
     walk.start_rbp = regs.rbp;
     walk.start_rbx = regs.rbx;
+    walk.start_flags = if start.exact { walk::flags::EXACT } else { 0 };
+}
+
+/// Sets the walker's registers to where the walk begins.
+#[inline(always)]
+fn prepare(target: &Target, thread: &mut Thread) {
+    reuse::prepare(thread);
+    let walk = &mut thread.walk;
+    walk.ip = walk.start_ip;
+    walk.sp = walk.start_sp;
+    walk.rbp = walk.start_rbp;
+    walk.rbp_at = 0;
+    walk.rbx = walk.start_rbx;
+    walk.rbx_at = 0;
+    walk.process = target.slot;
     // Three words in a row would become a call of a function that clears byte by byte.
     walk.pending_start = black_box(0);
     walk.pending_end = 0;
@@ -120,10 +166,7 @@ fn prepare(target: &Target, thread: &mut Thread, regs: &Registers, start: Start)
     walk.hint = 0;
     walk.count = 0;
     walk.stop = Stop::Walking as u32;
-    walk.flags = 0;
-    if start.exact {
-        walk.flags |= walk::flags::EXACT;
-    }
+    walk.flags = walk.start_flags;
     if target.flags & target::flags::FRAME_POINTERS != 0 {
         walk.flags |= walk::flags::FRAME_POINTERS;
     }
@@ -134,7 +177,7 @@ fn prepare(target: &Target, thread: &mut Thread, regs: &Registers, start: Start)
 
 /// Sends the frames the first time a hash is seen.
 #[inline(always)]
-fn intern(tid: u32, target: &Target, thread: &mut Thread, hash: u64) {
+fn intern(target: &Target, thread: &mut Thread, hash: u64) {
     // A process that is traced anew has another table, and its stacks are to be sent again.
     let known = hash ^ (target.table as u64) << 32;
     let place = &mut thread.interned[(black_box(hash) as usize) & (INTERNED - 1)];
@@ -159,7 +202,7 @@ fn intern(tid: u32, target: &Target, thread: &mut Thread, hash: u64) {
     let stack = &mut thread.stack;
     stack.header.kind = Kind::Stack as u32;
     stack.header.tgid = target.owner;
-    stack.header.tid = tid;
+    stack.header.tid = thread::current().0;
     stack.header.generation = target.generation;
     // SAFETY: a helper without preconditions.
     stack.header.time_ns = unsafe { bpf_ktime_get_boot_ns() };

@@ -60,9 +60,7 @@ pub mod flags {
     pub const PROBE_WATCH: u32 = 8;
     /// A frame's return address was found at `watch_slot`.
     pub const MET_WATCH: u32 = 16;
-    /// The outer part may be taken from the thread's previous stack.
-    pub const MAY_REUSE: u32 = 32;
-    /// It was.
+    /// The outer part was taken from the thread's previous stack.
     pub const REUSED: u32 = 64;
     /// Stop where there is no unwind information.
     pub const NO_GUESSES: u32 = 128;
@@ -114,7 +112,9 @@ pub struct Walk {
     pub pending_start: u64,
     /// First address after it; 0 when nothing is pending.
     pub pending_end: u64,
-    /// The stack pointer that the walk began with,
+    /// Where the walk began: a return address, or an instruction;
+    pub start_ip: u64,
+    /// the stack pointer there,
     pub start_sp: u64,
     /// and rbp,
     pub start_rbp: u64,
@@ -126,19 +126,24 @@ pub struct Walk {
     pub salt: u32,
     /// Bytes of `window` that are read at once: [`SHORT_WINDOW_BYTES`] or [`WINDOW_BYTES`].
     pub window_bytes: u64,
+    /// [`flags::EXACT`] where `start_ip` is an instruction, else 0.
+    pub start_flags: u32,
+    /// Zero.
+    pub reserved: u32,
     /// A copy of stack memory.
     pub window: [u64; WINDOW_WORDS],
 }
 
 /// Walks from the registers in `thread` until it stops, or until the rest is known from the thread's previous
-/// stack. The caller has set everything but the window.
+/// stack. The caller has set everything but the window. Inlined into functions of their own alone: each path that leads to
+/// it would be verified with all of its rounds.
 #[inline(always)]
-pub fn run(thread: &mut Thread) {
+pub fn run(thread: &mut Thread, may_reuse: bool) {
     forget_window(&mut thread.walk);
     let mut calls = 0;
     while calls < CALLS {
         calls += 1;
-        if thread.walk.flags & flags::MAY_REUSE != 0 && reuse::join_previous(thread) != 0 {
+        if may_reuse && reuse::join_previous(thread) != 0 {
             return;
         }
         if walk_frames(thread) != 0 {
@@ -431,6 +436,30 @@ fn find_mapping(walk: &mut Walk, pc: u64) -> Result<Mapping, Stop> {
     if pc >= hinted.start && pc < hinted.end {
         return unchanged(process, active, *hinted);
     }
+    let found = search_mapping(walk, pc, active);
+    if found == 0 {
+        let is_trampoline = walk.ip & PAGE_MASK == 0;
+        return Err(if is_trampoline { Stop::Trampoline } else { Stop::NoMapping });
+    }
+    let index = found - 1;
+    let found = &mappings.entries[(black_box(index) as usize) & (MAX_MAPPINGS - 1)];
+    walk.hint = index;
+    unchanged(process, active, *found)
+}
+
+/// The number of the mapping that holds `pc` in the copy that is `active`, and 1; 0 where there is none. Not inlined: a
+/// binary search has many paths, and the verifier looks at them once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn search_mapping(walk: *mut Walk, pc: u64, active: u32) -> u32 {
+    if walk.is_null() {
+        return 0;
+    }
+    // SAFETY: not null, and the verifier sees to it that callers pass a walk of an entry of THREADS.
+    let walk = unsafe { &*walk };
+    let Some(process) = PROCESS_MAPS.get_ptr(walk.process) else { return 0 };
+    // SAFETY: the value stays as long as the map.
+    let mappings = unsafe { &(&(*process).copies)[(black_box(active) & 1) as usize] };
     let mut low = 0;
     let mut high = mappings.count;
     let mut steps = 0;
@@ -443,14 +472,8 @@ fn find_mapping(walk: &mut Walk, pc: u64) -> Result<Mapping, Stop> {
             high = middle;
         }
     }
-    let index = low.wrapping_sub(1);
-    let found = &mappings.entries[(black_box(index) as usize) & (MAX_MAPPINGS - 1)];
-    if low == 0 || pc < found.start || pc >= found.end {
-        let is_trampoline = walk.ip & PAGE_MASK == 0;
-        return Err(if is_trampoline { Stop::Trampoline } else { Stop::NoMapping });
-    }
-    walk.hint = index;
-    unchanged(process, active, *found)
+    let found = &mappings.entries[(black_box(low.wrapping_sub(1)) as usize) & (MAX_MAPPINGS - 1)];
+    if low == 0 || pc < found.start || pc >= found.end { 0 } else { low }
 }
 
 /// Notes what the process has mapped since its mappings were published.
@@ -494,14 +517,15 @@ fn find_rule(mapping: &Mapping, pc: u64) -> Result<&'static Rule, Stop> {
         return Err(Stop::NoCfi);
     }
     let mut steps = 0;
+    // By masks and not by branches: the verifier would follow each way through each step, and the processor guess it.
     while steps < ROW_STEPS && low < high {
         steps += 1;
         let middle = (low + high) >> 1;
-        if row_at(rows, middle) & 0xffff <= low_bits {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
+        let row_bits = row_at(rows, middle) & 0xffff;
+        // All ones where the row is behind `low_bits`, else 0.
+        let is_behind = black_box((low_bits as u64).wrapping_sub(row_bits as u64) >> 32) as u32;
+        low = low & is_behind | (middle + 1) & !is_behind;
+        high = middle & is_behind | high & !is_behind;
     }
     let rule = row_at(rows, low.wrapping_sub(1)) >> 16;
     RULES.get(rule & (MAX_RULES as u32 - 1)).ok_or(Stop::NoCfi)
@@ -536,14 +560,28 @@ pub fn read_stack(walk: &mut Walk, address: u64) -> Result<u64, Stop> {
     if offset <= walk.window_bytes - 8 && offset & 7 == 0 {
         return Ok(walk.window[(black_box(offset >> 3) as usize) & (WINDOW_WORDS - 1)]);
     }
+    if fill_window(walk, address) != 0 { Err(Stop::ReadFault) } else { Ok(walk.window[0]) }
+}
+
+/// Reads the stack from `address` on into the window; on a fault behind that, the word alone, which is not kept. Its first
+/// word is the one at `address`. 1 when that cannot be read. Not inlined: it is seldom needed, in many places.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fill_window(walk: *mut Walk, address: u64) -> u32 {
+    if walk.is_null() {
+        return 1;
+    }
+    // SAFETY: see `search_mapping`; a walk belongs to the current thread.
+    let walk = unsafe { &mut *walk };
     let window = (&raw mut walk.window).cast::<c_void>();
     let is_short = walk.window_bytes == SHORT_WINDOW_BYTES as u64;
     let length = if is_short { SHORT_WINDOW_BYTES } else { WINDOW_BYTES };
     // SAFETY: the window is as large as what is read; the helper checks the user address.
     if unsafe { bpf_probe_read_user(window, length, address as *const c_void) } == 0 {
         walk.window_at = address;
-        return Ok(walk.window[0]);
+        return 0;
     }
     walk.window_at = NO_WINDOW;
-    read_user(address).ok_or(Stop::ReadFault)
+    // SAFETY: as above.
+    (unsafe { bpf_probe_read_user(window, 8, address as *const c_void) } != 0) as u32
 }

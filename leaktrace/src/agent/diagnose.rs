@@ -1,6 +1,6 @@
 //! Gathers what `doctor` shows of the host: facts, a trial load of the kernel programs, measured costs. Processes
 //! are `examine`'s. Nothing is attached to anything of the user's.
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{clock, examine, options::TraceOptions, tracer::host_name};
 use crate::{
@@ -13,7 +13,10 @@ use crate::{
         prologue::InstructionClass,
         selftest::ProbeCosts,
     },
-    model::diagnosis::{CostRow, CostTable, Diagnosis, Limit, LinkDiagnosis},
+    model::{
+        diagnosis::{CostRow, CostTable, Diagnosis, Limit, LinkDiagnosis},
+        units,
+    },
 };
 
 /// Looks at the host, and at the processes `pids`.
@@ -62,12 +65,12 @@ fn kernel_programs(checks: &[Check], kind: Option<LinkKind>) -> Check {
     let began = Instant::now();
     let sizes = Sizes { targets: 1, sites: 64, stacks: 64, threads: 64, slabs: 1, copies: 1 };
     let loaded = KernelObject::load(&sizes, true, false)
-        .and_then(|kernel| Programs::load_all(&kernel, kind).map(drop));
+        .and_then(|kernel| Programs::load_all(&kernel, kind).map(|_| kernel.verified_instructions()));
     match loaded {
-        Ok(()) => Check {
+        Ok(verified) => Check {
             topic: TOPIC,
             level: Level::Ok,
-            finding: format!("accepted by the verifier in {} ms", began.elapsed().as_millis()),
+            finding: accepted(began.elapsed(), &verified),
             remedy: None,
         },
         Err(error) => Check::bad(
@@ -76,6 +79,24 @@ fn kernel_programs(checks: &[Check], kind: Option<LinkKind>) -> Check {
             format!("refused: {error:#}"),
             "report this with the kernel's release: the programs should load on every kernel from 5.15 on",
         ),
+    }
+}
+
+/// That the verifier takes the programs, in what time, and how much it has looked at, where the kernel says so.
+fn accepted(took: Duration, verified: &[(String, u32)]) -> String {
+    let most = verified.iter().max_by_key(|(_, count)| *count).filter(|(_, count)| *count > 0);
+    let took = format!("accepted by the verifier in {} ms", took.as_millis());
+    match most {
+        None => took,
+        Some((name, count)) => {
+            let all: u64 = verified.iter().map(|(_, count)| u64::from(*count)).sum();
+            format!(
+                "{took}: {} programs, {} instructions verified; most for {name}, {} of 1,000,000",
+                verified.len(),
+                units::count(all),
+                units::count(u64::from(*count)),
+            )
+        }
     }
 }
 

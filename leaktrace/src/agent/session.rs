@@ -160,6 +160,9 @@ impl<'a, R: Report> Session<'a, R> {
         schedule: Schedule,
         report: &'a mut R,
     ) -> Session<'a, R> {
+        if let Some(launched) = &launched {
+            tracer.wait_for(launched.pid);
+        }
         Session {
             tracer,
             launched,

@@ -76,6 +76,8 @@ pub struct Tracer {
     functions: Functions,
     costs: TrapCosts,
     targets: BTreeMap<u32, Tracked>,
+    /// The process that leaktrace itself waits for.
+    waited_for: Option<u32>,
     /// Children that run in their parent's memory, and the parent.
     vforked: HashMap<u32, u32>,
     /// Children that live on and could not be made targets, and why the first was not.
@@ -178,6 +180,7 @@ impl Tracer {
             functions: Functions::default(),
             costs,
             targets: BTreeMap::new(),
+            waited_for: None,
             vforked: HashMap::new(),
             untraced_children: 0,
             why_untraced: None,

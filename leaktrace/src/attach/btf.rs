@@ -5,6 +5,8 @@ use std::fs;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::hidden::Feature;
+
 const MAGIC: u16 = 0xeb9f;
 const KIND_INT: u32 = 1;
 const KIND_ARRAY: u32 = 3;
@@ -33,6 +35,9 @@ impl Btf {
     /// When the kernel has none, or it is malformed.
     pub fn of_kernel() -> Result<Btf> {
         let path = "/sys/kernel/btf/vmlinux";
+        if Feature::Btf.is_hidden() {
+            bail!("{path} is hidden");
+        }
         let bytes = fs::read(path).with_context(|| {
             format!("{path} cannot be read: leaktrace needs a kernel built with CONFIG_DEBUG_INFO_BTF")
         })?;

@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     capabilities::Capabilities,
+    hidden::Feature,
     links, minimal,
     private_stacks::PrivateStacks,
     tracefs::{Access, Tracefs},
@@ -211,6 +212,7 @@ fn lockdown() -> Lockdown {
 
 fn bpf_access() -> BpfAccess {
     match (minimal::cookie_reader(), minimal::constant(0, 0)) {
+        (Ok(_), _) if Feature::Cookies.is_hidden() => BpfAccess::NoCookies,
         (Ok(_), _) => BpfAccess::Works,
         (Err(_), Ok(_)) => BpfAccess::NoCookies,
         (Err(_), Err(error)) => BpfAccess::Refused(error.raw_os_error().unwrap_or(libc::EPERM)),

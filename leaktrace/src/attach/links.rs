@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, anyhow};
 use leaktrace_common::hook::{Hook, Shape};
 
 use super::{
+    hidden::Feature,
     minimal,
     object::KernelObject,
     sys::{self, PerfEventAttr},
@@ -51,8 +52,8 @@ impl LinkKind {
     /// Whether this kernel has it and lets this process use it.
     pub fn is_available(self) -> bool {
         match self {
-            LinkKind::Session => has_multi(sys::ATTACH_UPROBE_SESSION),
-            LinkKind::Multi => has_multi(sys::ATTACH_UPROBE_MULTI),
+            LinkKind::Session => !Feature::Session.is_hidden() && has_multi(sys::ATTACH_UPROBE_SESSION),
+            LinkKind::Multi => !Feature::Multi.is_hidden() && has_multi(sys::ATTACH_UPROBE_MULTI),
             LinkKind::Perf => has_uprobe_events() && minimal::cookie_reader().is_ok(),
         }
     }

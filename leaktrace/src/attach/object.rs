@@ -14,7 +14,7 @@ use aya::{
 use aya_obj::{ProgramSection, generated::bpf_prog_type};
 use leaktrace_common::{hook::SLOTS, near};
 
-use super::{btf::Btf, private_stacks, private_stacks::PrivateStacks, sys};
+use super::{btf::Btf, hidden::Feature, private_stacks, private_stacks::PrivateStacks, sys};
 
 /// The object that build.rs embeds; empty when the kernel toolchain was missing at build time.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/leaktrace.bpf.o"));
@@ -119,6 +119,9 @@ impl KernelObject {
     /// # Errors
     /// When there is no such program, or the verifier refuses it: then with the end of its log.
     pub fn load_program(&self, name: &str, attach_type: u32) -> Result<OwnedFd> {
+        if Feature::Programs.is_hidden() {
+            bail!("kernel program {name}: hidden");
+        }
         let program =
             self.object.programs.get(name).with_context(|| format!("no kernel program named {name}"))?;
         let function = self

@@ -2,7 +2,7 @@
 //! ended is kept until the next summary.
 use leaktrace_common::event::Life;
 
-use super::{MAX_FINISHED, Tracer, clock};
+use super::{MAX_FINISHED, Tracer};
 use crate::{
     agent::target::{OutOfMemory, Tracked},
     discover::process,
@@ -118,10 +118,15 @@ impl Tracer {
     }
 
     pub(super) fn ended(&mut self, life: &Life) {
-        self.vforked.remove(&life.header.tgid);
+        let pid = life.header.tgid;
         let knows = self.kernel.knows_exit_status();
+        if !knows && self.waited_for == Some(pid) {
+            // Who waits for it knows how it ended, and says so in a moment.
+            return;
+        }
         let status = if knows { exited(life.status) } else { Exited::default() };
-        self.finish_target(life.header.tgid, status);
+        self.vforked.remove(&pid);
+        self.finish_target(pid, status);
     }
 
     /// The process has ended: what is known of it is in the next snapshot.
@@ -139,19 +144,16 @@ impl Tracer {
         self.drop_target(target);
     }
 
+    /// The wait status of this process will be noted.
+    pub fn wait_for(&mut self, pid: u32) {
+        self.waited_for = Some(pid);
+    }
+
     /// Takes the wait status of a process that leaktrace itself waited for.
     pub fn note_exit(&mut self, pid: u32, status: u32) {
         self.drain();
-        if let Some(target) = self.targets.get(&pid) {
-            let header = leaktrace_common::event::Header {
-                kind: 0,
-                tgid: pid,
-                tid: pid,
-                generation: target.image.generation,
-                time_ns: clock::boot_ns(),
-            };
-            self.ended(&Life { header, child: 0, status, clone_flags: 0 });
-        }
+        self.vforked.remove(&pid);
+        self.finish_target(pid, exited(status));
     }
 
     /// The process is about to be killed: what can only be read while it lives is read now.

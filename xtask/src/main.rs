@@ -6,6 +6,7 @@ mod command;
 mod deb;
 mod demo;
 mod dist;
+mod kernels;
 mod setup;
 mod test;
 
@@ -39,6 +40,8 @@ enum Task {
     },
     /// What tracing costs, as ratios measured in one run (as root); a page in Markdown.
     Bench(bench::Options),
+    /// Run leaktrace on other kernels, in an emulator; a table in Markdown.
+    Kernels(kernels::Options),
     /// Build the binary that is given to others: static where the toolchain allows, stripped.
     Dist {
         /// Also make a Debian package of it.
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test { part, filter } => return test::run(part, filter.as_deref()),
         Task::Bench(options) => bench::run(&options),
+        Task::Kernels(options) => kernels::run(&options),
         Task::Dist { deb } => dist::run(deb),
     };
     match result {

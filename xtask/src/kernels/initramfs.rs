@@ -94,11 +94,6 @@ impl FileSystem {
         self.archive.program(SCRIPT.trim_start_matches('/'), text.as_bytes());
     }
 
-    /// Something else.
-    pub(super) fn file(&mut self, place: &str, contents: &[u8]) {
-        self.archive.file(place.trim_start_matches('/'), contents);
-    }
-
     /// What the boot loader hands to the kernel.
     pub(super) fn finish(self) -> Vec<u8> {
         self.archive.finish()

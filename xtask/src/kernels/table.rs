@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Row {
     /// What was booted, for messages.
-    pub(super) label: String,
+    pub(crate) label: String,
     /// The kernel's release; its series where it was not booted.
     pub(super) kernel: String,
     /// What the kernel says about itself.

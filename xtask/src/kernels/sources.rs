@@ -136,7 +136,9 @@ mod tests {
         );
         let disabled = format!("Enabled: no\n{STANZAS}");
         assert!(
-            !derive(&[disabled], &["deb http://z.example stable main".to_owned()]).unwrap().contains("one")
+            !derive(&[disabled], &["deb http://z.example stable main".to_owned()])
+                .unwrap()
+                .contains("one.example")
         );
     }
 }

@@ -56,7 +56,7 @@ impl Shipment {
         for (name, file) in &self.fixtures {
             files.program(&format!("/fixtures/{name}"), file)?;
         }
-        files.script(&format!("export LEAKTRACE_PATIENCE=6\n{GUEST} {}\n", scenarios.join(" ")));
+        files.script(&format!("export LEAKTRACE_PATIENCE=3\n{GUEST} {}\n", scenarios.join(" ")));
         Ok(files.finish())
     }
 }

@@ -49,7 +49,7 @@ impl Agent {
         let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
         let log = Transcript::new(child.stderr.take().context("no standard error")?);
         let mut agent = Agent { child, log, address: String::new(), config: path, folder };
-        agent.address = lines::poll("the agent answers", PATIENCE, || {
+        agent.address = lines::poll("the agent answers", crate::patience(PATIENCE), || {
             if let Some(status) = agent.child.try_wait()? {
                 bail!("the agent ended with {status}: {}", agent.log.text());
             }
@@ -100,7 +100,7 @@ impl Agent {
         look: impl Fn(&serde_json::Value) -> Option<T>,
     ) -> Result<T> {
         let mut last = String::new();
-        lines::poll(what, PATIENCE, || {
+        lines::poll(what, crate::patience(PATIENCE), || {
             let answer = self.json(path)?;
             last = answer.to_string();
             Ok(look(&answer))
@@ -150,7 +150,8 @@ impl Agent {
         self.signal(libc::SIGTERM)?;
         let log = self.log.clone();
         let child = &mut self.child;
-        lines::poll("the agent ends", PATIENCE, || Ok(child.try_wait()?)).with_context(|| log.text())
+        lines::poll("the agent ends", crate::patience(PATIENCE), || Ok(child.try_wait()?))
+            .with_context(|| log.text())
     }
 
     /// Kills it without warning; its folder stays.

@@ -68,7 +68,7 @@ impl Fixture {
 
     /// The same where what runs it talks on its standard output as well: lines that are none of a ledger are skipped.
     pub fn wait_ready_after_others(&mut self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + crate::patience(PATIENCE);
         loop {
             let line = self.lines.next_before(deadline).with_context(|| self.state())?;
             let Some(line) = line else { bail!("the fixture ended unexpectedly: {}", self.state()) };
@@ -87,7 +87,7 @@ impl Fixture {
 
     /// The next line that it says.
     pub fn hear(&mut self) -> Result<Said> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + crate::patience(PATIENCE);
         let line = self.lines.next_before(deadline).with_context(|| self.state())?;
         let Some(line) = line else { bail!("the fixture ended unexpectedly: {}", self.state()) };
         match Said::parse(&line)? {
@@ -134,7 +134,7 @@ impl Fixture {
     pub fn wait(&mut self) -> Result<ExitStatus> {
         let child = &mut self.child;
         let errors = &self.errors;
-        crate::lines::poll("the end of the fixture", PATIENCE, || {
+        crate::lines::poll("the end of the fixture", crate::patience(PATIENCE), || {
             child.try_wait().context("the fixture got lost")
         })
         .with_context(|| errors.text())

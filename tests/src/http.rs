@@ -47,12 +47,12 @@ impl<T: Read + Write + Send> Both for T {}
 pub fn connect(address: &str) -> Result<Box<dyn Both>> {
     if let Some(path) = address.strip_prefix("unix:") {
         let stream = UnixStream::connect(path).with_context(|| format!("nobody answers at {address}"))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(crate::patience(PATIENCE)))?;
         return Ok(Box::new(stream));
     }
     let Some(host) = address.strip_prefix("http://") else { bail!("{address:?} is no address") };
     let stream = TcpStream::connect(host).with_context(|| format!("nobody answers at {address}"))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(crate::patience(PATIENCE)))?;
     Ok(Box::new(stream))
 }
 

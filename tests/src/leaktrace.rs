@@ -110,7 +110,10 @@ impl Leaktrace {
 
     /// The next summary, or `None` when it has ended.
     pub fn next_report(&mut self) -> Result<Option<Report>> {
-        let line = self.lines.next_before(Instant::now() + PATIENCE).with_context(|| self.errors.text())?;
+        let line = self
+            .lines
+            .next_before(Instant::now() + crate::patience(PATIENCE))
+            .with_context(|| self.errors.text())?;
         line.map(|line| Report::parse(&line)).transpose()
     }
 
@@ -126,7 +129,7 @@ impl Leaktrace {
         wanted: &str,
         mut check: impl FnMut(&Report) -> Result<(), String>,
     ) -> Result<Report> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + crate::patience(PATIENCE);
         let mut wrong = "there was no summary".to_owned();
         loop {
             let failed = |wrong: &str, why: &str, errors: &Transcript| {
@@ -185,7 +188,10 @@ impl Leaktrace {
 
     /// Waits for its end and returns the summaries until then.
     pub fn finish(&mut self) -> Result<(Vec<Report>, ExitStatus)> {
-        let lines = self.lines.rest(Instant::now() + PATIENCE).with_context(|| self.errors.text())?;
+        let lines = self
+            .lines
+            .rest(Instant::now() + crate::patience(PATIENCE))
+            .with_context(|| self.errors.text())?;
         let reports = lines.iter().map(|line| Report::parse(line)).collect::<Result<Vec<_>>>()?;
         let status = self.child.wait().context("leaktrace got lost")?;
         Ok((reports, status))

@@ -18,10 +18,19 @@ pub mod proc;
 pub mod report;
 pub mod scenario;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// The root of the workspace.
 pub fn root() -> PathBuf {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     package.parent().unwrap_or(package).to_path_buf()
+}
+
+/// A time to wait, as many times longer as `LEAKTRACE_PATIENCE` says: under emulation everything is slow.
+pub fn patience(time: Duration) -> Duration {
+    let factor = std::env::var("LEAKTRACE_PATIENCE").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    time.saturating_mul(factor)
 }

@@ -74,7 +74,7 @@ impl Summaries for Appended {
     }
 
     fn next(&mut self) -> Result<Report> {
-        let line = lines::poll("a summary in the file", PATIENCE, || {
+        let line = lines::poll("a summary in the file", crate::patience(PATIENCE), || {
             self.read()?;
             Ok(self.lines.pop_front())
         })?;
@@ -233,7 +233,7 @@ fn catch_up(verdict: &mut Verdict, summaries: &mut impl Summaries, pid: Option<u
             report.targets.iter().any(|target| target.pid == pid && target.exited.is_none() && !target.execed)
         });
         let is_whole = !verdict.truths.iter().any(|truth| verdict.is_missing(truth));
-        let is_late = began.elapsed() > PATIENCE_FOR_BLOCKS;
+        let is_late = began.elapsed() > crate::patience(PATIENCE_FOR_BLOCKS);
         fresh += usize::from(is_known && (is_whole || is_late));
     }
     Ok(())

@@ -227,8 +227,11 @@ impl Site {
             (None, Some(module)) => {
                 format!("({module}: {})", frame.reason.as_deref().unwrap_or("no reason given"))
             }
-            (None, None) => format!("({})", frame.address),
+            (None, None) => {
+                format!("({}: {})", frame.address, frame.reason.as_deref().unwrap_or("no reason given"))
+            }
         };
-        self.frames.iter().map(name).collect::<Vec<_>>().join(" < ")
+        let names = self.frames.iter().map(name).collect::<Vec<_>>().join(" < ");
+        if self.stack_end == "complete" { names } else { format!("{names} < [{}]", self.stack_end) }
     }
 }

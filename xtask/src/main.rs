@@ -6,6 +6,8 @@ mod command;
 mod deb;
 mod demo;
 mod dist;
+mod kernels;
+mod nightly;
 mod setup;
 mod test;
 
@@ -32,13 +34,23 @@ enum Task {
     Demo,
     /// Everything that CI checks (as root); the last line gives the totals.
     Test {
-        /// Run only one part: format, clippy, unit, build or e2e.
+        /// Run only one part.
         part: Option<test::Part>,
         /// Run only the end-to-end tests whose name contains this.
         filter: Option<String>,
     },
+    /// Everything that is too long for `test`: all kernels, hours of load (as root); the last line gives the totals.
+    Nightly {
+        /// Run only one part.
+        part: Option<nightly::Part>,
+        /// Load each kernel for so many minutes.
+        #[arg(long, value_name = "MINUTES", default_value = "60")]
+        soak: u64,
+    },
     /// What tracing costs, as ratios measured in one run (as root); a page in Markdown.
     Bench(bench::Options),
+    /// Run leaktrace on other kernels, in an emulator; a table in Markdown.
+    Kernels(kernels::Options),
     /// Build the binary that is given to others: static where the toolchain allows, stripped.
     Dist {
         /// Also make a Debian package of it.
@@ -52,7 +64,9 @@ fn main() -> ExitCode {
         Task::Setup { tests } => setup::run(tests),
         Task::Demo => demo::run(),
         Task::Test { part, filter } => return test::run(part, filter.as_deref()),
+        Task::Nightly { part, soak } => return nightly::run(part, soak),
         Task::Bench(options) => bench::run(&options),
+        Task::Kernels(options) => kernels::run(&options),
         Task::Dist { deb } => dist::run(deb),
     };
     match result {

@@ -2,7 +2,7 @@
 //! the tests check is in the crates; this runs them and counts.
 mod tally;
 
-use crate::{command, setup};
+use crate::{command, kernels, setup};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use std::{
@@ -11,7 +11,7 @@ use std::{
     process::{Command, ExitCode, Stdio},
     time::{Duration, Instant},
 };
-use tally::Tally;
+pub(crate) use tally::Tally;
 
 /// A part of the whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -28,19 +28,22 @@ pub(crate) enum Part {
     Build,
     /// Real programs under tracing, as root.
     E2e,
+    /// Other kernels, in an emulator.
+    Kernels,
 }
 
 /// How often the tests of survival attach and detach; the tests themselves default to 1,000.
 const CYCLES: &str = "LEAKTRACE_CYCLES";
 const CI_CYCLES: &str = "100";
 
-const ALL: [Part; 6] = [Part::Setup, Part::Format, Part::Clippy, Part::Unit, Part::Build, Part::E2e];
+const ALL: [Part; 7] =
+    [Part::Setup, Part::Format, Part::Clippy, Part::Unit, Part::Build, Part::E2e, Part::Kernels];
 
 /// Runs all parts, or the one asked for with what it needs; fails when anything in them fails.
 pub(crate) fn run(part: Option<Part>, filter: Option<&str>) -> ExitCode {
     let parts: Vec<Part> = match part {
         None => ALL.to_vec(),
-        Some(Part::E2e) => vec![Part::Build, Part::E2e],
+        Some(part @ (Part::E2e | Part::Kernels)) => vec![Part::Build, part],
         Some(part) => vec![part],
     };
     let started = Instant::now();
@@ -54,7 +57,7 @@ pub(crate) fn run(part: Option<Part>, filter: Option<&str>) -> ExitCode {
         let stop = part == Part::Build && tally.failed > 0;
         total.add(&tally);
         if stop {
-            lines.push("end to end  not run: there is no release binary".to_owned());
+            lines.push("end to end and kernels  not run: there is no release binary".to_owned());
             total.failed += 1;
             break;
         }
@@ -78,6 +81,7 @@ fn name(part: Part) -> &'static str {
         Part::Unit => "unit",
         Part::Build => "build",
         Part::E2e => "end to end",
+        Part::Kernels => "kernels",
     }
 }
 
@@ -85,7 +89,7 @@ fn line(part: Part, tally: &Tally, took: Duration) -> String {
     format!("{:<11} {:>5} passed {:>4} failed {:>8}", name(part), tally.passed, tally.failed, seconds(took))
 }
 
-fn seconds(time: Duration) -> String {
+pub(crate) fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
 }
 
@@ -97,7 +101,24 @@ fn check(part: Part, filter: Option<&str>) -> Tally {
         Part::Unit => counted("unit", command::cargo(&["test", "--workspace", "--no-fail-fast"])),
         Part::Build => Tally::of("release build", command::run(&mut command::cargo(&["build", "--release"]))),
         Part::E2e => end_to_end(filter),
+        Part::Kernels => on_kernels(kernels::Extent::Short),
     }
+}
+
+/// Each scenario in each guest is a check.
+pub(crate) fn on_kernels(extent: kernels::Extent) -> Tally {
+    let rows = match kernels::matrix(&kernels::Options::of(extent)) {
+        Ok(rows) => rows,
+        Err(error) => return Tally::of("kernels", Err(error)),
+    };
+    let mut tally = Tally::default();
+    for row in rows {
+        tally.passed += u64::try_from(row.passed.len()).unwrap_or(u64::MAX);
+        for (scenario, why) in &row.failed {
+            tally.fail(format!("{} {scenario}: {}", row.label, why.lines().next().unwrap_or_default()));
+        }
+    }
+    tally
 }
 
 /// Every workspace of the repository; the kernel side and the fuzz targets are not members of the main one.
@@ -144,7 +165,7 @@ fn end_to_end(filter: Option<&str>) -> Tally {
     counted("end to end", cargo)
 }
 
-fn ready_for_tracing() -> Result<()> {
+pub(crate) fn ready_for_tracing() -> Result<()> {
     if !command::is_root() {
         bail!("the end-to-end tests attach to the kernel and need root: run `sudo -E cargo xtask test`");
     }
@@ -155,7 +176,7 @@ fn ready_for_tracing() -> Result<()> {
 }
 
 /// Runs `cargo test` with its output shown as it comes, and counts what it says.
-fn counted(what: &str, mut cargo: Command) -> Tally {
+pub(crate) fn counted(what: &str, mut cargo: Command) -> Tally {
     let mut tally = Tally::default();
     if let Err(error) = show_and_count(&mut cargo, &mut tally) {
         tally.fail(format!("{what}: {error:#}"));

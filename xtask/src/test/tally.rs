@@ -3,16 +3,16 @@ use anyhow::Result;
 
 /// Sums over checks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Tally {
-    pub(super) passed: u64,
-    pub(super) failed: u64,
+pub(crate) struct Tally {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
     /// One line for each failure.
-    pub(super) failures: Vec<String>,
+    pub(crate) failures: Vec<String>,
 }
 
 impl Tally {
     /// One check.
-    pub(super) fn of(what: &str, result: Result<()>) -> Tally {
+    pub(crate) fn of(what: &str, result: Result<()>) -> Tally {
         let mut tally = Tally::default();
         match result {
             Ok(()) => tally.passed = 1,
@@ -21,20 +21,20 @@ impl Tally {
         tally
     }
 
-    pub(super) fn fail(&mut self, line: String) {
+    pub(crate) fn fail(&mut self, line: String) {
         println!("{line}");
         self.failed += 1;
         self.failures.push(line);
     }
 
-    pub(super) fn add(&mut self, other: &Tally) {
+    pub(crate) fn add(&mut self, other: &Tally) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.failures.extend(other.failures.iter().cloned());
     }
 
     /// Takes in a line of `cargo test`: totals from the lines `test result: …`, names from `test NAME ... FAILED`.
-    pub(super) fn read(&mut self, line: &str) {
+    pub(crate) fn read(&mut self, line: &str) {
         if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
             self.failures.push(name.to_owned());
         }

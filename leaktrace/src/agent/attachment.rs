@@ -9,6 +9,7 @@ use crate::{
         costs::TrapCosts,
         links::{AttachFailure, Probe},
         plan::{self, EmulatedClasses, Exits, ProbeSite},
+        prologue,
     },
     discover::{
         AllocatorInObject, Found,
@@ -80,7 +81,7 @@ pub fn plan(
     }
     let throws = parts.values().flat_map(|part| &part.probes).any(|probe| probe.hook.may_throw);
     for thrower in found.throw_functions.iter().filter(|_| throws) {
-        let site = plan::plan(&thrower.function, emulated, false);
+        let Ok(site) = plan::plan(&thrower.function, emulated, false) else { continue };
         let part = part_of(&mut order, &mut parts, &thrower.file);
         part.probes.push(Probe { file_offset: site.file_offset, hook: site.hook, with_return: false });
         part.owners.push((usize::MAX, thrower.function.name.clone()));
@@ -171,7 +172,13 @@ impl FunctionPlan {
     ) -> Result<FunctionPlan, String> {
         let with_return =
             !matches!(function.hook.shape, Shape::Free | Shape::Throw) && !function.hook.may_throw;
-        let site = plan::plan(function, emulated, with_return);
+        let site = plan::plan(function, emulated, with_return)?;
+        if prologue::becomes_call(&site.bytes) && !begins_function(file, function) {
+            return Err("its first instruction is a nop that Linux replaces by a call, and the file does not say that a \
+                        function begins there: what one that runs into it keeps below the stack pointer would be \
+                        overwritten"
+                .to_owned());
+        }
         let mut exits = Exits::default();
         if function.hook.may_throw {
             let source = CodeSource::new(file).map_err(|error| error.to_string())?;
@@ -191,6 +198,11 @@ impl FunctionPlan {
         }));
         probes
     }
+}
+
+/// Whether the file says that a function begins there, which an offset given by hand need not be true of.
+fn begins_function(file: &ObjectFile, function: &FoundFunction) -> bool {
+    CodeSource::new(file).is_ok_and(|source| source.begins_function(function.address))
 }
 
 impl Attachment {

@@ -122,7 +122,11 @@ fn table(costs: &ProbeCosts) -> CostTable {
     };
     let mut rows: Vec<CostRow> = costs.classes.iter().map(of_class).collect();
     let row = |what, ns: Option<u64>, how| CostRow { what, ns, how };
-    rows.push(row("nop of 5 bytes", costs.nop_of_five_ns, "a call instead of a trap from Linux 6.18 on"));
+    rows.push(row(
+        "nop of 5 bytes",
+        costs.nop_of_five_ns,
+        "a call instead of a trap from Linux 6.18 on: only where a function begins",
+    ));
     rows.push(row("any other instruction", Some(costs.single_stepped_ns), "single-stepped"));
     rows.push(row("return probe", costs.return_ns, "on top of the entry"));
     rows.push(row("session, return skipped", costs.session_skip_ns, "instead of an entry probe on push"));

@@ -281,6 +281,11 @@ impl<'f> CodeSource<'f> {
         Some(Code { address: extent.start, file_offset: self.elf.code_offset(extent.start)?, bytes })
     }
 
+    /// Whether a function begins at an address, as far as the file says, and no other runs into it.
+    pub fn begins_function(&self, address: u64) -> bool {
+        self.elf.begins_function(address)
+    }
+
     fn defined_behind(&self, slot: u64) -> Option<u64> {
         self.elf.slot_symbol(slot).map(|symbol| symbol.address).filter(|address| *address != 0)
     }

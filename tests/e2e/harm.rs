@@ -4,10 +4,14 @@ use anyhow::{Context, Result, ensure};
 use leaktrace_tests::{
     compile::{self, Build},
     fixture::Fixture,
-    leaktrace,
+    leaktrace::{self, Leaktrace},
+    report::Report,
     scenario::Case,
 };
-use std::{path::Path, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// `NAME=SHAPE@OFFSET` for a function of a program, whose text GNU ld gives equal addresses and offsets.
 fn given(program: &Path, name: &str, shape: &str) -> Result<String> {
@@ -24,7 +28,9 @@ fn given(program: &Path, name: &str, shape: &str) -> Result<String> {
 #[test]
 fn a_leaf_allocator_keeps_what_it_has_below_the_stack_pointer() -> Result<()> {
     let program = compile::fixture("red_zone.c", Build::Gcc, &[])?;
-    let mut flags = vec!["--function".to_owned(), given(&program, "bump_free", "free")?];
+    let object = program.to_string_lossy().into_owned();
+    let mut flags = vec!["--object".to_owned(), object];
+    flags.extend(["--function".to_owned(), given(&program, "bump_free", "free")?]);
     for name in ["bump_nop", "bump_jump", "bump_entry"] {
         flags.extend(["--function".to_owned(), given(&program, name, "malloc")?]);
     }
@@ -46,6 +52,175 @@ fn a_leaf_allocator_keeps_what_it_has_below_the_stack_pointer() -> Result<()> {
         report.contains("[\"label_at_nop\",") || report.contains("\"function\":\"label_at_nop\""),
         "{report}"
     );
+    ensure!(fixture.release()?.success(), "the fixture did not survive");
+    Ok(())
+}
+
+/// A translator: what runs a program under it, and a word of the reason why it is refused.
+struct Translator {
+    words: &'static [&'static str],
+    reason: &'static str,
+}
+
+const TRANSLATORS: [Translator; 4] = [
+    Translator { words: &["valgrind", "-q", "--tool=none"], reason: "Valgrind" },
+    Translator { words: &["valgrind", "-q", "--tool=memcheck"], reason: "Valgrind" },
+    Translator {
+        words: &["valgrind", "-q", "--tool=callgrind", "--callgrind-out-file=/dev/null"],
+        reason: "Valgrind",
+    },
+    Translator { words: &["qemu-x86_64-static"], reason: "QEMU" },
+];
+
+impl Translator {
+    fn command(&self, words: &[&str]) -> Command {
+        let (program, rest) = self.words.split_first().unwrap_or((&"", &[]));
+        let mut command = Command::new(program);
+        command.args(rest).args(words);
+        command
+    }
+
+    /// A fixture under it, which waits.
+    fn start(&self, program: &Path) -> Result<Fixture> {
+        let mut fixture = Fixture::spawn(self.command(&[&program.to_string_lossy()]))
+            .with_context(|| format!("is {:?} installed? `cargo xtask setup --tests`", self.words))?;
+        fixture.wait_ready_after_others()?;
+        Ok(fixture)
+    }
+}
+
+/// It does what it had not done before, and ends as it should.
+fn survives(mut fixture: Fixture) -> Result<()> {
+    fixture.act().context("the program died")?;
+    let status = fixture.release()?;
+    ensure!(status.success(), "the program ended with {status}");
+    Ok(())
+}
+
+#[test]
+fn a_program_under_a_translator_is_refused_and_lives() -> Result<()> {
+    let program = compile::fixture("late.c", Build::Gcc, &[])?;
+    for translator in TRANSLATORS {
+        let fixture = translator.start(&program)?;
+        let pid = fixture.pid().to_string();
+        let said = leaktrace::output(&["attach", "--format", "json", "--count", "1", "-p", &pid])?;
+        let errors = String::from_utf8_lossy(&said.stderr);
+        ensure!(said.status.code() == Some(1) && said.stdout.is_empty(), "{}: {errors}", said.status);
+        ensure!(errors.contains(translator.reason) && !errors.contains("panicked"), "{errors}");
+        let said = leaktrace::output(&["doctor", "-p", &pid])?;
+        let text = String::from_utf8_lossy(&said.stdout);
+        ensure!(!said.status.success() && text.contains(translator.reason), "{text}");
+        survives(fixture).with_context(|| format!("{:?}", translator.words))?;
+    }
+    Ok(())
+}
+
+/// Of the translator nothing is traced, so that nothing is shown as nothing.
+#[test]
+fn run_sets_no_probes_in_a_translator() -> Result<()> {
+    let program = compile::fixture("late.c", Build::Gcc, &[])?;
+    for translator in TRANSLATORS {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("report.json");
+        let mut command = leaktrace::command(&["run", "--format", "json", "-o"])?;
+        command.arg(&file).arg("--").args(translator.words).arg(&program);
+        let mut fixture = Fixture::spawn(command)?;
+        fixture.wait_ready_after_others().with_context(|| format!("{:?}", translator.words))?;
+        survives(fixture).with_context(|| format!("{:?}", translator.words))?;
+        let text = std::fs::read_to_string(&file)?;
+        let last = Report::parse(text.lines().last().context("no summary")?)?;
+        ensure!(last.notes.iter().any(|note| note.contains(translator.reason)), "{:?}", last.notes);
+        let alive = last.targets.iter().filter(|target| !target.execed).collect::<Vec<_>>();
+        ensure!(alive.is_empty(), "{:?} is shown as traced: {alive:?}", translator.words);
+    }
+    Ok(())
+}
+
+/// A standing order says once that it is not traced, and `ps` says why.
+#[test]
+fn a_standing_order_passes_a_translator_by_without_noise() -> Result<()> {
+    let program = compile::fixture("late.c", Build::Gcc, &[])?;
+    let [translator, ..] = TRANSLATORS;
+    let fixture = translator.start(&program)?;
+    let pid = fixture.pid();
+    let words = ["--comm", "none-amd64-linu*", "--format", "json"];
+    let mut leaktrace = Leaktrace::spawn(&[&["attach", "--interval", "100ms"], &words[..]].concat())?;
+    leaktrace.until("it is told of", |report| {
+        let is_told =
+            report.notes.iter().any(|note| note.contains("Valgrind") && note.contains(&pid.to_string()));
+        if is_told && report.targets.is_empty() { Ok(()) } else { Err(format!("{:?}", report.notes)) }
+    })?;
+    let errors = leaktrace.errors();
+    ensure!(!errors.contains("WARN") && !errors.contains("ERROR"), "{errors}");
+    let said = leaktrace::output(&[&["ps", "--watch", "0s"], &words[..]].concat())?;
+    let listed: serde_json::Value = serde_json::from_slice(&said.stdout)?;
+    let processes = listed["processes"].as_array().context("no processes")?;
+    let own = processes.iter().find(|process| process["pid"] == pid).context("it is not listed")?;
+    ensure!(own["traceable"] == false && own["problem"].to_string().contains("Valgrind"), "{own}");
+    leaktrace.interrupt()?;
+    survives(fixture)
+}
+
+/// The program moves its code while it is traced, or has done so before.
+#[test]
+fn code_that_was_moved_keeps_its_names_and_its_stacks() -> Result<()> {
+    let program = compile::fixture("moves_text.c", Build::Gcc, &[])?;
+    for (arguments, order) in [(&[][..], "m"), (&["early"], "")] {
+        let case = Case::new(program.clone()).arguments(arguments).must_have(&["leak"]);
+        let mut fixture = case.start(false)?;
+        let mut leaktrace = case.attach(&fixture)?;
+        fixture.send(order)?;
+        let ledger = fixture.ledger()?;
+        let report = leaktrace.until_settled("the report equals the ledger", |report| {
+            case.judge(&ledger, report, fixture.pid())
+        })?;
+        let target = report.target(fixture.pid()).context("no target")?;
+        let stacks = target.sites.iter().filter(|site| site.has("leak")).count();
+        ensure!(stacks == 1, "one stack is shown as {stacks} ({order:?})");
+        leaktrace.interrupt()?;
+        ensure!(fixture.release()?.success(), "the fixture did not survive");
+    }
+    Ok(())
+}
+
+/// The program that moves its own allocator.
+fn moves_own_allocator() -> Result<PathBuf> {
+    let flags = ["-O2", "-g", "-fno-builtin", "-fno-optimize-sibling-calls", "-std=gnu17", "-DOWN"];
+    compile::plain("gcc", "moves_text.c", &flags, "moves_own")
+}
+
+#[test]
+fn functions_that_were_moved_are_told_of_and_not_probed() -> Result<()> {
+    let fixture = Fixture::start(&moves_own_allocator()?, &["early"], &[])?;
+    let pid = fixture.pid().to_string();
+    let words = ["attach", "--format", "json", "--count", "1", "--interval", "10ms", "-p", &pid];
+    let said = leaktrace::output(&words)?;
+    let report = String::from_utf8_lossy(&said.stdout).into_owned();
+    ensure!(report.contains("moved this code out of its file"), "{report}");
+    survives(fixture)
+}
+
+/// A call with a return probe returns by a system call, which such a thread would catch and be killed for.
+#[test]
+fn a_thread_that_catches_its_own_system_calls_lives_and_its_calls_are_counted() -> Result<()> {
+    let case = Case::new(compile::fixture("dispatch.c", Build::Gcc, &[])?);
+    let mut fixture = case.start(false)?;
+    let pid = fixture.pid();
+    let mut leaktrace = case.attach(&fixture)?;
+    let ledger = fixture.act().context("the program died")?;
+    ensure!(ledger.entries.len() == 2, "{ledger:?}");
+    leaktrace.until("its calls are counted", |report| {
+        let target = report.target(pid).ok_or("no target")?;
+        let lost = target.losses.get("dispatched_calls").copied().unwrap_or(0);
+        let after: u64 = target
+            .sites
+            .iter()
+            .filter(|site| site.has("leak_after"))
+            .map(|site| site.outstanding_count)
+            .sum();
+        if lost >= 700 && after == 50 { Ok(()) } else { Err(format!("{lost} lost, {after} after")) }
+    })?;
+    leaktrace.interrupt()?;
     ensure!(fixture.release()?.success(), "the fixture did not survive");
     Ok(())
 }

@@ -8,6 +8,7 @@ use crate::{
     attach::{
         costs::TrapCosts,
         links::{AttachFailure, Probe},
+        live_text::LiveText,
         plan::{self, EmulatedClasses, Exits, ProbeSite},
         prologue,
     },
@@ -66,18 +67,20 @@ impl AllocatorCode {
     }
 }
 
-/// What to attach to in a process, by file.
+/// What to attach to in a process, by file. `text` is the process's code; functions that it has in another form than
+/// their file are not probed.
 pub fn plan(
     found: &Found,
     functions: &mut Functions,
     emulated: EmulatedClasses,
     costs: &TrapCosts,
+    text: Option<&LiveText>,
 ) -> Vec<Attachment> {
     let mut order: Vec<FileIdentity> = Vec::new();
     let mut parts: HashMap<FileIdentity, Attachment> = HashMap::new();
     for allocator in &found.allocators {
         let part = part_of(&mut order, &mut parts, &allocator.file);
-        add_allocator(part, allocator, functions, emulated, costs);
+        add_allocator(part, allocator, functions, emulated, costs, text);
     }
     let throws = parts.values().flat_map(|part| &part.probes).any(|probe| probe.hook.may_throw);
     for thrower in found.throw_functions.iter().filter(|_| throws) {
@@ -113,6 +116,7 @@ fn add_allocator(
     functions: &mut Functions,
     emulated: EmulatedClasses,
     costs: &TrapCosts,
+    text: Option<&LiveText>,
 ) {
     let index = part.views.len();
     part.code.push(AllocatorCode::of(allocator));
@@ -126,7 +130,9 @@ fn add_allocator(
     for function in &allocator.functions {
         let number =
             functions.number(Function { name: function.name.clone(), allocator: allocator.allocator.name() });
-        match FunctionPlan::of(&allocator.file, function, emulated) {
+        let planned = FunctionPlan::of(&allocator.file, function, emulated)
+            .and_then(|plan| plan.found_in(text, allocator.load_bias, function.address));
+        match planned {
             Ok(plan) => {
                 for mut probe in plan.probes() {
                     probe.hook.cost = match probe.hook.shape {
@@ -185,6 +191,23 @@ impl FunctionPlan {
             exits = plan::exits(function, |target| source.function(target))?;
         }
         Ok(FunctionPlan { site, with_return, exits })
+    }
+
+    /// The same, if a process that has the file at this bias has the probed instruction there.
+    ///
+    /// # Errors
+    /// A clause that says why the function cannot be probed in that process.
+    pub fn found_in(
+        self,
+        text: Option<&LiveText>,
+        load_bias: u64,
+        address: u64,
+    ) -> Result<FunctionPlan, String> {
+        let address = address.wrapping_add(load_bias).wrapping_add(self.site.instruction_offset);
+        match text {
+            Some(text) => text.check(address, &self.site.bytes).map(|()| self),
+            None => Ok(self),
+        }
     }
 
     /// The probes.

@@ -8,6 +8,7 @@ use crate::{
         self, Discovery,
         candidate::{self, Candidate},
         container::Containers,
+        hazard,
         process::{self, Memory, ProcessError, Seccomp},
     },
     model::listing::{Listed, Listing},
@@ -103,8 +104,11 @@ fn find_allocators(process: &mut Seen, discovery: &mut Discovery, kills_filtered
                 }
             }
             let is_filtered = facts.seccomp != Seccomp::Disabled;
-            listed.problem = kills_filtered.filter(|_| is_filtered).map(preflight::kills_filtered);
+            listed.problem = hazard::of(pid)
+                .map(|hazard| hazard.to_string())
+                .or_else(|| kills_filtered.filter(|_| is_filtered).map(preflight::kills_filtered));
             if listed.allocators.is_empty()
+                && listed.problem.is_none()
                 && let Some((path, reason)) = found.unreadable.first()
             {
                 listed.problem = Some(format!("{path} cannot be looked into: {reason}"));

@@ -70,6 +70,8 @@ pub struct Tracked {
     pub tally_before: Tally,
     /// Things that did not work, as sentences.
     pub notes: Vec<String>,
+    /// Why it must not have probes: it has come to be a target all the same, and is to be one no longer.
+    pub refused: Option<String>,
     /// Set when the process ended.
     pub exited: Option<Exited>,
     /// It was gone at the last summary, and no word of its end had come.

@@ -72,6 +72,7 @@ pub(super) fn words(name: &str) -> String {
         "sites_full" => "allocations beyond --max-sites",
         "threads_full" => "allocations of threads beyond the thread table",
         "lost_returns" => "calls whose return was never seen",
+        "dispatched_calls" => "calls of threads that catch their own system calls",
         "missed_frees" => "frees that were not seen",
         "read_failures" => "values that could not be read",
         "events_dropped" => "events dropped",

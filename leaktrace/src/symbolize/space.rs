@@ -146,6 +146,11 @@ impl AddressSpace {
         }
     }
 
+    /// Whether code of a file lies at an address.
+    pub fn is_file(&self, address: u64) -> bool {
+        self.region(address).is_some_and(|region| matches!(region.content, Content::File(_)))
+    }
+
     /// Whether code lies at an address; if not, the process has probably mapped more since.
     pub fn contains(&self, address: u64) -> bool {
         self.region(address).is_some()

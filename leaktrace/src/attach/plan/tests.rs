@@ -292,12 +292,12 @@ fn what_becomes_a_call_is_taken_where_a_function_begins() {
 fn a_nop_that_is_jumped_back_to_is_not_where_a_function_begins() {
     // nop; mov [rsp - 8], rdi; jmp to the nop.
     let code = [&NOP_OF_FIVE[..], &[0x48, 0x89, 0x7c, 0x24, 0xf8, 0xeb, 0xf4, 0xc3]].concat();
-    let refused = plan(&function("malloc", &code), all_cheap(), true).unwrap_err();
+    let long_nops = EmulatedClasses::NONE.with(InstructionClass::LongNop);
+    let refused = plan(&function("malloc", &code), long_nops, true).unwrap_err();
     assert!(refused.contains("below the stack pointer"), "{refused}");
     // endbr64; nop; mov [rsp - 8], rdi; jmp to the endbr64: that one can have a probe.
     let code =
         [&[0xf3, 0x0f, 0x1e, 0xfa][..], &NOP_OF_FIVE, &[0x48, 0x89, 0x7c, 0x24, 0xf8, 0xeb, 0xf0]].concat();
-    let long_nops = EmulatedClasses::NONE.with(InstructionClass::LongNop);
     let site = plan(&function("malloc", &code), long_nops, true).unwrap();
     assert_eq!(summary(&site), (0, CostClass::SingleStepped, 0));
 }

@@ -1,7 +1,9 @@
 //! Programs that probes could harm: functions that keep values below the stack pointer, translators, code that is moved
 //! or read as data. They survive, or are refused with the reason, and nothing of them is shown as "nothing leaks".
+use crate::service;
 use anyhow::{Context, Result, ensure};
 use leaktrace_tests::{
+    agent::Agent,
     compile::{self, Build},
     fixture::Fixture,
     leaktrace::{self, Leaktrace},
@@ -9,6 +11,7 @@ use leaktrace_tests::{
     scenario::Case,
 };
 use std::{
+    os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -200,10 +203,99 @@ fn functions_that_were_moved_are_told_of_and_not_probed() -> Result<()> {
     survives(fixture)
 }
 
-/// A call with a return probe returns by a system call, which such a thread would catch and be killed for.
+/// What cannot be prevented is told of: here under `run`.
+#[test]
+fn a_program_that_tracing_has_killed_is_reported() -> Result<()> {
+    let program = moves_own_allocator()?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("report.json");
+    let mut command = leaktrace::command(&["run", "--format", "json", "-o"])?;
+    command.arg(&file).arg("--").arg(&program);
+    let mut fixture = Fixture::spawn(command)?;
+    fixture.wait_ready()?;
+    fixture.send("m")?;
+    let status = fixture.wait()?;
+    ensure!(status.code() == Some(128 + libc::SIGTRAP), "it ended with {status}");
+    let text = std::fs::read_to_string(&file)?;
+    let last = Report::parse(text.lines().last().context("no summary")?)?;
+    let target = last.targets.iter().find(|target| target.killed_by_tracing.is_some());
+    let harm = target.and_then(|target| target.killed_by_tracing.as_ref()).context("nothing is said")?;
+    ensure!(harm["function"] == "malloc" && harm["reason"].to_string().contains("SIGTRAP"), "{harm}");
+    ensure!(last.events.iter().any(|event| event.kind == "killed_by_tracing"), "{:?}", last.events);
+    Ok(())
+}
+
+/// Programs that end themselves by the same signals are not tracing's.
+#[test]
+fn a_program_that_traps_by_itself_is_not_blamed_on_tracing() -> Result<()> {
+    let program = compile::fixture("traps.c", Build::Gcc, &[])?;
+    for (how, signal) in [("int3", libc::SIGTRAP), ("ud2", libc::SIGILL), ("raise", libc::SIGTRAP)] {
+        let case = Case::new(program.clone()).arguments(&[how]);
+        let mut fixture = case.start(false)?;
+        let pid = fixture.pid();
+        let mut leaktrace = case.attach(&fixture)?;
+        fixture.send("")?;
+        let status = fixture.wait()?;
+        ensure!(status.signal() == Some(signal), "{how}: it ended with {status}");
+        let (reports, _) = leaktrace.finish()?;
+        let target = leaktrace_tests::scenario::latest(&reports, pid)?;
+        let died = target.exited.context("its end is not told")?;
+        ensure!(died.signal == Some(signal) && target.killed_by_tracing.is_none(), "{how}: {target:?}");
+    }
+    Ok(())
+}
+
+/// The agent raises an alert, and traces that program again only when it is told to.
+#[test]
+fn standing_orders_leave_a_program_alone_that_tracing_has_killed() -> Result<()> {
+    let program = moves_own_allocator()?;
+    let state = tempfile::tempdir()?;
+    let state_path = state.path().to_string_lossy().into_owned();
+    let environment = [("STATE_DIRECTORY", state_path.as_str())];
+    let config = service::config("\"comm:moves_own\"", "");
+    let agent = Agent::start_with(tempfile::tempdir()?, &config, &environment)?;
+    let mut fixture = Fixture::start(&program, &[], &[])?;
+    until_traced(&agent, fixture.pid())?;
+    fixture.send("m")?;
+    let status = fixture.wait()?;
+    ensure!(status.signal() == Some(libc::SIGTRAP), "it ended with {status}");
+    agent.until("health", "an alert", |health| {
+        let issues = health["issues"].as_array()?;
+        issues.iter().any(|issue| issue["kind"] == "killed_by_tracing").then_some(())
+    })?;
+    let again = Fixture::start(&program, &[], &[])?;
+    let pid = again.pid();
+    let mut ps = leaktrace::command(&["ps", "--watch", "0s", "--format", "json", "--comm", "moves_own"])?;
+    let said = ps.envs(environment).output()?;
+    let listed: serde_json::Value = serde_json::from_slice(&said.stdout)?;
+    let problem = listed["processes"][0]["problem"].to_string();
+    ensure!(problem.contains("--forget build-id:"), "{listed}");
+    let mut doctor = leaktrace::command(&["doctor", "-p", &pid.to_string()])?;
+    let said = doctor.envs(environment).output()?;
+    ensure!(String::from_utf8_lossy(&said.stdout).contains("--forget build-id:"), "doctor does not say it");
+    agent.until("targets", "it is not traced", |answer| {
+        let targets = answer["targets"].as_array()?;
+        targets.iter().all(|target| target["pid"] != pid).then_some(())
+    })?;
+    let mut forget = leaktrace::command(&["agent", "--forget", "all"])?;
+    ensure!(forget.envs(environment).status()?.success(), "it could not be forgotten");
+    let third = Fixture::start(&program, &[], &[])?;
+    until_traced(&agent, third.pid())?;
+    survives(again)
+}
+
+fn until_traced(agent: &Agent, pid: u32) -> Result<()> {
+    agent.until("targets", "it is traced", |answer| {
+        let targets = answer["targets"].as_array()?;
+        targets.iter().any(|target| target["pid"] == pid).then_some(())
+    })
+}
+
+/// A call with a return probe returns by a system call, which such a thread would catch and be killed for. The program
+/// is static: where others share what is probed, each tracer of theirs asks for the return.
 #[test]
 fn a_thread_that_catches_its_own_system_calls_lives_and_its_calls_are_counted() -> Result<()> {
-    let case = Case::new(compile::fixture("dispatch.c", Build::Gcc, &[])?);
+    let case = Case::new(compile::fixture("dispatch.c", Build::Static, &[])?);
     let mut fixture = case.start(false)?;
     let pid = fixture.pid();
     let mut leaktrace = case.attach(&fixture)?;

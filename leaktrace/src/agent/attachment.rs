@@ -253,6 +253,12 @@ impl Attachment {
         self.views
     }
 
+    /// Offsets of the probes in the file, and the functions that they belong to.
+    pub fn places(&self) -> Vec<(u64, String)> {
+        let offsets = self.probes.iter().map(|probe| probe.file_offset);
+        offsets.zip(self.owners.iter().map(|(_, function)| function.clone())).collect()
+    }
+
     /// Drops probes at a place that has one already: two operators may end at the same exit.
     pub fn without_duplicates(mut self) -> Attachment {
         let mut seen = std::collections::HashSet::new();

@@ -1,8 +1,16 @@
 //! Gathers what `doctor` shows of the host: facts, a trial load of the kernel programs, measured costs. Processes
 //! are `examine`'s. Nothing is attached to anything of the user's.
-use std::time::{Duration, Instant};
+use std::{
+    cell::RefCell,
+    time::{Duration, Instant},
+};
 
-use super::{clock, examine, options::TraceOptions, tracer::host_name};
+use super::{
+    bans::{self, Bans},
+    clock, examine,
+    options::TraceOptions,
+    tracer::host_name,
+};
 use crate::{
     attach::{
         host::{BpfAccess, Host},
@@ -36,6 +44,7 @@ pub fn diagnose(pids: &[u32]) -> Diagnosis {
         costs,
         link: kind.unwrap_or(LinkKind::Perf),
         refuse_filtered: refusal(&host, kind),
+        bans: RefCell::new(Bans::open(&bans::default_path()).unwrap_or_default()),
     };
     Diagnosis {
         time: clock::wall_ns(),

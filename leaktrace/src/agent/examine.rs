@@ -1,10 +1,10 @@
 //! Gathers what `doctor -p` shows of a process: what would be probed and what a call would pay for that, and for
 //! each file whose code it maps the unwind table and where names come from. Nothing is attached to it.
-use std::{collections::HashSet, path::PathBuf};
+use std::{cell::RefCell, collections::HashSet, path::PathBuf};
 
 use leaktrace_common::hook::Shape;
 
-use super::{attachment::FunctionPlan, tables::Contents};
+use super::{attachment::FunctionPlan, bans::Bans, tables::Contents};
 use crate::{
     attach::{
         links::LinkKind,
@@ -40,6 +40,8 @@ pub(super) struct Look<'a> {
     pub(super) link: LinkKind,
     /// Why processes under a seccomp filter are refused, where they are.
     pub(super) refuse_filtered: Option<String>,
+    /// Programs that standing orders pass by.
+    pub(super) bans: RefCell<Bans>,
 }
 
 /// Looks at a process.
@@ -88,6 +90,7 @@ fn running(process: &Process, look: &Look<'_>) -> ProcessDiagnosis {
         }
         Err(error) => diagnosis.refused = Some(error.to_string()),
     }
+    diagnosis.notes.extend(look.bans.borrow_mut().of_process(pid));
     match maps::read(pid) {
         Ok(entries) => look_into_files(pid, &moved::restored(pid, entries), &mut diagnosis),
         Err(error) => diagnosis.notes.push(format!("its mappings cannot be read: {error}")),

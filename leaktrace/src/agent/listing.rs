@@ -1,7 +1,13 @@
 //! Gathers what `ps` shows: reads /proc, attaches nothing, and needs no privileges for the user's own processes.
 use std::time::{Duration, Instant};
 
-use super::{clock, orders::Orders, tracer::host_name, view::container_view};
+use super::{
+    bans::{self, Bans},
+    clock,
+    orders::Orders,
+    tracer::host_name,
+    view::container_view,
+};
 use crate::{
     attach::{host::Host, preflight},
     discover::{
@@ -50,8 +56,11 @@ pub fn list(orders: &Orders, watch: Duration) -> Listing {
     }
     let started = Instant::now();
     let mut discovery = Discovery::new(discover::options::Options::default());
+    let mut bans = Bans::open(&bans::default_path()).unwrap_or_default();
     for process in &mut seen {
         find_allocators(process, &mut discovery, may_kill.then_some(host.release.as_str()));
+        let listed = &mut process.listed;
+        listed.problem = listed.problem.take().or_else(|| bans.of_process(listed.pid));
     }
     std::thread::sleep(watch.saturating_sub(started.elapsed()));
     let processes = seen.into_iter().map(|process| finish(process, &containers, watch)).collect();

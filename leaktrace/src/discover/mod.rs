@@ -14,6 +14,7 @@ pub mod moved;
 pub mod object;
 pub mod options;
 pub mod process;
+pub mod program;
 pub mod reach;
 pub mod scan;
 pub mod selector;

@@ -139,6 +139,9 @@ pub(super) fn state(target: &TargetView) -> String {
     match target.exited {
         Some(exited) => match (exited.code, exited.signal) {
             _ if exited.oom_killed => " (killed because memory ran out)".to_owned(),
+            (_, Some(signal)) if target.harm.is_some() => {
+                format!(" (killed by signal {signal}, probably by tracing)")
+            }
             (_, Some(signal)) => format!(" (killed by signal {signal})"),
             (Some(code), None) => format!(" (exited with {code})"),
             (None, None) => " (exited)".to_owned(),

@@ -126,6 +126,7 @@ impl Tracer {
             Event::Copy(record) => self.copy_seen(record),
             Event::Appeared(life) => self.appeared(life),
             Event::OutOfMemory(life) => self.out_of_memory(life),
+            Event::Signal(signal) => self.signalled(signal),
             Event::Call(_) => {}
         }
     }

@@ -165,7 +165,7 @@ impl Tracer {
             }
             return;
         }
-        match self.add(pid, None, false) {
+        match self.add_by_order(pid) {
             Ok(()) => {
                 tracing::info!(pid, comm = candidate.comm, "traced by a standing order");
                 self.note_late(pid, executed_ns);

@@ -201,6 +201,9 @@ impl Tracer {
             tally_before: Tally::ZERO,
             notes: Vec::new(),
             refused: None,
+            was_probed: false,
+            last_word: None,
+            harm: None,
             exited: None,
             seems_gone: false,
             is_stale: false,
@@ -309,11 +312,13 @@ impl Tracer {
                 continue;
             }
             if let Some(attached) = tracked.carried.remove(&identity) {
+                tracked.was_probed = true;
                 tracked.attached.insert(identity, attached);
                 continue;
             }
             part.probes.iter_mut().for_each(|probe| probe.hook.process = slot_of_table(tracked.table));
             let attached = self.attach(pid, part);
+            tracked.was_probed = true;
             is_new = true;
             // Of a process that has ended meanwhile there is nothing to say.
             let has_failed = attached.allocators.iter().any(|view| !view.failed.is_empty());
@@ -358,8 +363,8 @@ impl Tracer {
             return Attached::default();
         };
         let (links, failures) = self.programs.attach(&self.kernel, &path, pid, &part.probes);
-        let code = part.code.clone();
-        Attached { links, allocators: part.views(&failures), code }
+        let (code, places) = (part.code.clone(), part.places());
+        Attached { links, allocators: part.views(&failures), places, code }
     }
 
     /// Looks again at what a process maps, and probes what is new.

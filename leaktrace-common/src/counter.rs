@@ -70,6 +70,8 @@ counters! {
     ThreadsFull = "threads_full", Loss;
     /// Calls whose return was never seen (longjmp, thread killed): not recorded.
     LostReturns = "lost_returns", Loss;
+    /// Calls of threads that catch their own system calls, which a return probe would kill: not recorded.
+    DispatchedCalls = "dispatched_calls", Loss;
     /// Allocation calls that ended by an exception: nothing was allocated.
     ThrownCalls = "thrown_calls", Activity;
     /// Allocations at an address that was still live: a free was missed, the old block was dropped.

@@ -23,6 +23,8 @@ pub enum Kind {
     OutOfMemory = 8,
     /// Memory of a stack that could not be walked to its end: [`StackCopy`].
     Copy = 9,
+    /// A signal that ends programs is delivered to a traced process, which has no handler for it: [`FatalSignal`].
+    Signal = 10,
 }
 
 /// Why a process that is not traced is looked at.
@@ -44,8 +46,8 @@ pub const MOVED_PID: [u64; 2] = [20, 24];
 impl Kind {
     /// The kind with this number.
     pub fn from_code(code: u32) -> Option<Kind> {
-        use Kind::{Appeared, Call, Copy, Exec, Exit, Fork, Mapping, OutOfMemory, Stack};
-        [Fork, Exec, Exit, Mapping, Call, Stack, Appeared, OutOfMemory, Copy]
+        use Kind::{Appeared, Call, Copy, Exec, Exit, Fork, Mapping, OutOfMemory, Signal, Stack};
+        [Fork, Exec, Exit, Mapping, Call, Stack, Appeared, OutOfMemory, Copy, Signal]
             .into_iter()
             .find(|kind| *kind as u32 == code)
     }
@@ -86,6 +88,26 @@ pub struct Life {
 assert_layout!(Life, size = 40, align = 8);
 // SAFETY: `repr(C)`, integers only, no padding (asserted by its size).
 unsafe impl Plain for Life {}
+
+/// Where the members of the `signal:signal_deliver` record are (Linux 2.6.38 and later): signal, code, handler.
+pub const SIGNAL_FIELDS: [(&str, u64); 3] = [("sig", 8), ("code", 16), ("sa_handler", 24)];
+
+/// A signal that ends the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct FatalSignal {
+    /// The front; the thread is the one that takes the signal.
+    pub header: Header,
+    /// SIGILL, SIGTRAP or SIGSEGV.
+    pub signal: i32,
+    /// `si_code`: where the signal comes from.
+    pub code: i32,
+    /// The user instruction pointer.
+    pub instruction: u64,
+}
+assert_layout!(FatalSignal, size = 40, align = 8);
+// SAFETY: `repr(C)`, integers only, no padding (asserted by its size).
+unsafe impl Plain for FatalSignal {}
 
 /// Which system call changed mappings, and at which end of it the record was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,6 +14,7 @@ use leaktrace_common::{
 
 use crate::{
     count::{count, hit},
+    dispatch,
     maps::{CALLS, TARGETS},
     registers::{Context, Registers, read_user},
     sample, site,
@@ -202,6 +203,10 @@ pub fn enter(probe: Context, cookie: u64, can_skip: bool) -> bool {
         }
     }
     let Some(mut hit) = Hit::new(caller, regs, Counter::AllocationHits) else { return false };
+    if can_skip && !hook.may_throw && dispatch::catches_system_calls() {
+        count(hit.target, Counter::DispatchedCalls);
+        return false;
+    }
     let outer = &hit.thread.call;
     let tail_call = outer.cookie != cookie && outer.size_bytes == size_bytes;
     if outer.slot != 0 && Hook::from_cookie(outer.cookie).may_throw && slot < outer.slot {

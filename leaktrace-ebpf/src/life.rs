@@ -1,4 +1,4 @@
-//! Process life: fork, exec, exit and death by lack of memory of traced processes, as events; thread entries go with their thread.
+//! Process life: fork, exec, exit, death by lack of memory and by signals that probes can cause, as events; thread entries go with their thread.
 use aya_ebpf::{
     EbpfContext as _, Global,
     helpers::{bpf_probe_read_kernel, generated::bpf_get_current_task},
@@ -8,7 +8,7 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use leaktrace_common::{
     counter::Counter,
-    event::{Header, Kind, Life},
+    event::{FatalSignal, Header, Kind, Life, SIGNAL_FIELDS},
     hook::slot_of_table,
     target::{NO_SLOT, Process, Target, flags},
 };
@@ -16,7 +16,9 @@ use leaktrace_common::{
 use crate::{
     count::count,
     maps::{EVENTS, PROCESS_MAPS, PROCESSES, SPARE_TABLES, TARGETS},
-    own_stack, site, target, thread,
+    own_stack,
+    registers::Registers,
+    site, target, thread,
 };
 
 /// Offset of `pid` in the `task:task_newtask` record (Linux 3.5 and later).
@@ -31,6 +33,10 @@ const MARK_VICTIM_PID: usize = 8;
 const CLONE_VM: u64 = 0x0000_0100;
 /// linux/sched.h: the new task is a thread.
 const CLONE_THREAD: u64 = 0x0001_0000;
+/// Signals by which breakpoints end a program (asm/signal.h).
+const SIGILL: i32 = 4;
+const SIGTRAP: i32 = 5;
+const SIGSEGV: i32 = 11;
 /// linux/sched/signal.h: the group's exit code is valid.
 const SIGNAL_GROUP_EXIT: u32 = 4;
 
@@ -194,6 +200,37 @@ fn oom_victim(context: TracePointContext) -> u32 {
     let Some(target) = target::of(pid).copied() else { return 0 };
     let header = header(Kind::OutOfMemory, pid, pid, &target);
     send(&target, Life { header, child: 0, status: 0, clone_flags: 0 });
+    0
+}
+
+/// A thread takes a signal that may be the work of a probe, and that its process has no handler for.
+#[tracepoint]
+fn signal_delivered(context: TracePointContext) -> u32 {
+    own_stack::keep();
+    let [(_, signal_at), (_, code_at), (_, handler_at)] = SIGNAL_FIELDS;
+    // SAFETY: user space has compared the offsets with the record's layout.
+    let (Ok(signal), Ok(code), Ok(handler)) = (unsafe {
+        (
+            context.read_at::<i32>(signal_at as usize),
+            context.read_at::<i32>(code_at as usize),
+            context.read_at::<u64>(handler_at as usize),
+        )
+    }) else {
+        return 0;
+    };
+    if handler != 0 || !matches!(signal, SIGILL | SIGTRAP | SIGSEGV) {
+        return 0;
+    }
+    let Some((tid, tgid, target)) = traced() else { return 0 };
+    let instruction = Registers::at_system_call().map_or(0, |registers| registers.instruction);
+    let header = header(Kind::Signal, tid, tgid, &target);
+    match EVENTS.reserve_untyped::<FatalSignal>(0) {
+        Some(mut entry) => {
+            entry.write(FatalSignal { header, signal, code, instruction });
+            entry.submit(0);
+        }
+        None => count(&target, Counter::EventsDropped),
+    }
     0
 }
 

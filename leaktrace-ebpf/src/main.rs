@@ -10,6 +10,7 @@
 
 mod allocation;
 mod count;
+mod dispatch;
 mod free;
 mod life;
 mod mapping;

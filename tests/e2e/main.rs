@@ -10,6 +10,7 @@ mod files;
 mod fixtures;
 mod governor;
 mod growth;
+mod harm;
 mod libraries;
 mod life;
 mod mappings;

@@ -96,6 +96,7 @@ pub struct Target {
     pub comm: String,
     pub cmdline: String,
     pub exited: Option<Exited>,
+    pub killed_by_tracing: Option<serde_json::Value>,
     pub container: Option<serde_json::Value>,
     pub unseen_ns: Option<u64>,
     #[serde(default)]

@@ -52,6 +52,8 @@ const DEBIAN_TESTS: &[&str] = &[
     "prometheus",
     "systemd",
     "python3-venv",
+    "valgrind",
+    "qemu-user-static",
 ];
 
 /// Sets everything up; does nothing where everything is there.

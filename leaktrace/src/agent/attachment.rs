@@ -8,7 +8,9 @@ use crate::{
     attach::{
         costs::TrapCosts,
         links::{AttachFailure, Probe},
+        live_text::LiveText,
         plan::{self, EmulatedClasses, Exits, ProbeSite},
+        prologue,
     },
     discover::{
         AllocatorInObject, Found,
@@ -65,22 +67,24 @@ impl AllocatorCode {
     }
 }
 
-/// What to attach to in a process, by file.
+/// What to attach to in a process, by file. `text` is the process's code; functions that it has in another form than
+/// their file are not probed.
 pub fn plan(
     found: &Found,
     functions: &mut Functions,
     emulated: EmulatedClasses,
     costs: &TrapCosts,
+    text: Option<&LiveText>,
 ) -> Vec<Attachment> {
     let mut order: Vec<FileIdentity> = Vec::new();
     let mut parts: HashMap<FileIdentity, Attachment> = HashMap::new();
     for allocator in &found.allocators {
         let part = part_of(&mut order, &mut parts, &allocator.file);
-        add_allocator(part, allocator, functions, emulated, costs);
+        add_allocator(part, allocator, functions, emulated, costs, text);
     }
     let throws = parts.values().flat_map(|part| &part.probes).any(|probe| probe.hook.may_throw);
     for thrower in found.throw_functions.iter().filter(|_| throws) {
-        let site = plan::plan(&thrower.function, emulated, false);
+        let Ok(site) = plan::plan(&thrower.function, emulated, false) else { continue };
         let part = part_of(&mut order, &mut parts, &thrower.file);
         part.probes.push(Probe { file_offset: site.file_offset, hook: site.hook, with_return: false });
         part.owners.push((usize::MAX, thrower.function.name.clone()));
@@ -112,6 +116,7 @@ fn add_allocator(
     functions: &mut Functions,
     emulated: EmulatedClasses,
     costs: &TrapCosts,
+    text: Option<&LiveText>,
 ) {
     let index = part.views.len();
     part.code.push(AllocatorCode::of(allocator));
@@ -125,7 +130,9 @@ fn add_allocator(
     for function in &allocator.functions {
         let number =
             functions.number(Function { name: function.name.clone(), allocator: allocator.allocator.name() });
-        match FunctionPlan::of(&allocator.file, function, emulated) {
+        let planned = FunctionPlan::of(&allocator.file, function, emulated)
+            .and_then(|plan| plan.found_in(text, allocator.load_bias, function.address));
+        match planned {
             Ok(plan) => {
                 for mut probe in plan.probes() {
                     probe.hook.cost = match probe.hook.shape {
@@ -171,13 +178,36 @@ impl FunctionPlan {
     ) -> Result<FunctionPlan, String> {
         let with_return =
             !matches!(function.hook.shape, Shape::Free | Shape::Throw) && !function.hook.may_throw;
-        let site = plan::plan(function, emulated, with_return);
+        let site = plan::plan(function, emulated, with_return)?;
+        if prologue::becomes_call(&site.bytes) && !begins_function(file, function) {
+            return Err("its first instruction is a nop that Linux replaces by a call, and the file does not say that a \
+                        function begins there: what one that runs into it keeps below the stack pointer would be \
+                        overwritten"
+                .to_owned());
+        }
         let mut exits = Exits::default();
         if function.hook.may_throw {
             let source = CodeSource::new(file).map_err(|error| error.to_string())?;
             exits = plan::exits(function, |target| source.function(target))?;
         }
         Ok(FunctionPlan { site, with_return, exits })
+    }
+
+    /// The same, if a process that has the file at this bias has the probed instruction there.
+    ///
+    /// # Errors
+    /// A clause that says why the function cannot be probed in that process.
+    pub fn found_in(
+        self,
+        text: Option<&LiveText>,
+        load_bias: u64,
+        address: u64,
+    ) -> Result<FunctionPlan, String> {
+        let address = address.wrapping_add(load_bias).wrapping_add(self.site.instruction_offset);
+        match text {
+            Some(text) => text.check(address, &self.site.bytes).map(|()| self),
+            None => Ok(self),
+        }
     }
 
     /// The probes.
@@ -191,6 +221,11 @@ impl FunctionPlan {
         }));
         probes
     }
+}
+
+/// Whether the file says that a function begins there, which an offset given by hand need not be true of.
+fn begins_function(file: &ObjectFile, function: &FoundFunction) -> bool {
+    CodeSource::new(file).is_ok_and(|source| source.begins_function(function.address))
 }
 
 impl Attachment {
@@ -216,6 +251,12 @@ impl Attachment {
             }
         }
         self.views
+    }
+
+    /// Offsets of the probes in the file, and the functions that they belong to.
+    pub fn places(&self) -> Vec<(u64, String)> {
+        let offsets = self.probes.iter().map(|probe| probe.file_offset);
+        offsets.zip(self.owners.iter().map(|(_, function)| function.clone())).collect()
     }
 
     /// Drops probes at a place that has one already: two operators may end at the same exit.

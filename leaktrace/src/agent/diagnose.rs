@@ -1,8 +1,16 @@
 //! Gathers what `doctor` shows of the host: facts, a trial load of the kernel programs, measured costs. Processes
 //! are `examine`'s. Nothing is attached to anything of the user's.
-use std::time::{Duration, Instant};
+use std::{
+    cell::RefCell,
+    time::{Duration, Instant},
+};
 
-use super::{clock, examine, options::TraceOptions, tracer::host_name};
+use super::{
+    bans::{self, Bans},
+    clock, examine,
+    options::TraceOptions,
+    tracer::host_name,
+};
 use crate::{
     attach::{
         host::{BpfAccess, Host},
@@ -36,6 +44,7 @@ pub fn diagnose(pids: &[u32]) -> Diagnosis {
         costs,
         link: kind.unwrap_or(LinkKind::Perf),
         refuse_filtered: refusal(&host, kind),
+        bans: RefCell::new(Bans::open(&bans::default_path()).unwrap_or_default()),
     };
     Diagnosis {
         time: clock::wall_ns(),
@@ -122,7 +131,11 @@ fn table(costs: &ProbeCosts) -> CostTable {
     };
     let mut rows: Vec<CostRow> = costs.classes.iter().map(of_class).collect();
     let row = |what, ns: Option<u64>, how| CostRow { what, ns, how };
-    rows.push(row("nop of 5 bytes", costs.nop_of_five_ns, "a call instead of a trap from Linux 6.18 on"));
+    rows.push(row(
+        "nop of 5 bytes",
+        costs.nop_of_five_ns,
+        "a call instead of a trap from Linux 6.18 on: only where a function begins",
+    ));
     rows.push(row("any other instruction", Some(costs.single_stepped_ns), "single-stepped"));
     rows.push(row("return probe", costs.return_ns, "on top of the entry"));
     rows.push(row("session, return skipped", costs.session_skip_ns, "instead of an entry probe on push"));

@@ -1,19 +1,21 @@
 //! Gathers what `doctor -p` shows of a process: what would be probed and what a call would pay for that, and for
 //! each file whose code it maps the unwind table and where names come from. Nothing is attached to it.
-use std::{collections::HashSet, path::PathBuf};
+use std::{cell::RefCell, collections::HashSet, path::PathBuf};
 
 use leaktrace_common::hook::Shape;
 
-use super::{attachment::FunctionPlan, tables::Contents};
+use super::{attachment::FunctionPlan, bans::Bans, tables::Contents};
 use crate::{
     attach::{
         links::LinkKind,
+        live_text::LiveText,
         plan::{CostClass, EmulatedClasses},
         selftest::ProbeCosts,
     },
     discover::{
-        self, AllocatorInObject,
+        self, AllocatorInObject, hazard,
         maps::{self, MapEntry},
+        moved,
         process::{self, Process, Seccomp},
         scan::FoundFunction,
     },
@@ -38,6 +40,8 @@ pub(super) struct Look<'a> {
     pub(super) link: LinkKind,
     /// Why processes under a seccomp filter are refused, where they are.
     pub(super) refuse_filtered: Option<String>,
+    /// Programs that standing orders pass by.
+    pub(super) bans: RefCell<Bans>,
 }
 
 /// Looks at a process.
@@ -58,7 +62,9 @@ fn running(process: &Process, look: &Look<'_>) -> ProcessDiagnosis {
     let is_filtered = process.seccomp != Seccomp::Disabled;
     let mut diagnosis = ProcessDiagnosis {
         pid,
-        refused: look.refuse_filtered.clone().filter(|_| is_filtered),
+        refused: hazard::of(pid)
+            .map(|hazard| hazard.to_string())
+            .or_else(|| look.refuse_filtered.clone().filter(|_| is_filtered)),
         comm: process.comm.clone(),
         cmdline: process.cmdline.clone(),
         executable: process.executable.clone(),
@@ -76,20 +82,23 @@ fn running(process: &Process, look: &Look<'_>) -> ProcessDiagnosis {
     };
     match discover::discover(pid, &discover::options::Options::default()) {
         Ok(found) => {
-            diagnosis.allocators = found.allocators.iter().map(|one| allocator(one, look)).collect();
+            let text = LiveText::open(pid).ok();
+            diagnosis.allocators =
+                found.allocators.iter().map(|one| allocator(one, look, text.as_ref())).collect();
             let unreadable = found.unreadable.iter();
             diagnosis.notes.extend(unreadable.map(|(path, reason)| format!("{path}: {reason}")));
         }
         Err(error) => diagnosis.refused = Some(error.to_string()),
     }
+    diagnosis.notes.extend(look.bans.borrow_mut().of_process(pid));
     match maps::read(pid) {
-        Ok(entries) => look_into_files(pid, &entries, &mut diagnosis),
+        Ok(entries) => look_into_files(pid, &moved::restored(pid, entries), &mut diagnosis),
         Err(error) => diagnosis.notes.push(format!("its mappings cannot be read: {error}")),
     }
     diagnosis
 }
 
-fn allocator(found: &AllocatorInObject, look: &Look<'_>) -> AllocatorDiagnosis {
+fn allocator(found: &AllocatorInObject, look: &Look<'_>, text: Option<&LiveText>) -> AllocatorDiagnosis {
     let failed = found.failed.iter().map(|failed| (failed.name.clone(), failed.reason.clone()));
     let mut diagnosis = AllocatorDiagnosis {
         name: found.allocator.name().to_owned(),
@@ -100,7 +109,9 @@ fn allocator(found: &AllocatorInObject, look: &Look<'_>) -> AllocatorDiagnosis {
         left_out: found.left_out.clone(),
     };
     for function in &found.functions {
-        match FunctionPlan::of(&found.file, function, look.emulated) {
+        let planned = FunctionPlan::of(&found.file, function, look.emulated)
+            .and_then(|plan| plan.found_in(text, found.load_bias, function.address));
+        match planned {
             Ok(plan) => diagnosis.hooks.push(hook(function, &plan, look)),
             Err(reason) => diagnosis.failed.push((function.name.clone(), reason)),
         }

@@ -1,13 +1,20 @@
 //! Gathers what `ps` shows: reads /proc, attaches nothing, and needs no privileges for the user's own processes.
 use std::time::{Duration, Instant};
 
-use super::{clock, orders::Orders, tracer::host_name, view::container_view};
+use super::{
+    bans::{self, Bans},
+    clock,
+    orders::Orders,
+    tracer::host_name,
+    view::container_view,
+};
 use crate::{
     attach::{host::Host, preflight},
     discover::{
         self, Discovery,
         candidate::{self, Candidate},
         container::Containers,
+        hazard,
         process::{self, Memory, ProcessError, Seccomp},
     },
     model::listing::{Listed, Listing},
@@ -49,8 +56,11 @@ pub fn list(orders: &Orders, watch: Duration) -> Listing {
     }
     let started = Instant::now();
     let mut discovery = Discovery::new(discover::options::Options::default());
+    let mut bans = Bans::open(&bans::default_path()).unwrap_or_default();
     for process in &mut seen {
         find_allocators(process, &mut discovery, may_kill.then_some(host.release.as_str()));
+        let listed = &mut process.listed;
+        listed.problem = listed.problem.take().or_else(|| bans.of_process(listed.pid));
     }
     std::thread::sleep(watch.saturating_sub(started.elapsed()));
     let processes = seen.into_iter().map(|process| finish(process, &containers, watch)).collect();
@@ -103,8 +113,11 @@ fn find_allocators(process: &mut Seen, discovery: &mut Discovery, kills_filtered
                 }
             }
             let is_filtered = facts.seccomp != Seccomp::Disabled;
-            listed.problem = kills_filtered.filter(|_| is_filtered).map(preflight::kills_filtered);
+            listed.problem = hazard::of(pid)
+                .map(|hazard| hazard.to_string())
+                .or_else(|| kills_filtered.filter(|_| is_filtered).map(preflight::kills_filtered));
             if listed.allocators.is_empty()
+                && listed.problem.is_none()
                 && let Some((path, reason)) = found.unreadable.first()
             {
                 listed.problem = Some(format!("{path} cannot be looked into: {reason}"));

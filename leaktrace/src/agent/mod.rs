@@ -2,6 +2,7 @@
 //! tables, drains the kernel and makes snapshots. What is shown of a snapshot is left to `render` and `export`.
 
 pub mod attachment;
+pub mod bans;
 mod builder;
 pub mod clock;
 mod code;

@@ -323,7 +323,10 @@ impl<'a, R: Report> Session<'a, R> {
     fn add(&mut self, pid: u32, parent: Option<u32>, fresh: bool) {
         match self.tracer.add(pid, parent, fresh) {
             Ok(()) => tracing::debug!(target = self.tracer.describe(pid), "traced"),
-            Err(error) => tracing::warn!("process {pid} is not traced: {error:#}"),
+            Err(error) => {
+                tracing::warn!("process {pid} is not traced: {error:#}");
+                self.tracer.note_untraced(pid, &error);
+            }
         }
     }
 

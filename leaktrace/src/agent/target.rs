@@ -3,7 +3,7 @@ use std::{collections::HashMap, rc::Rc, sync::Arc};
 
 use super::{
     attachment::AllocatorCode, code::CodeOverTime, governor::Governor, meter::Meter, options::TraceOptions,
-    stillness::Stillness, tables::ProcessTables,
+    stillness::Stillness, tables::ProcessTables, tracer::harm::LastWord,
 };
 use crate::{
     attach::links::Links,
@@ -15,7 +15,7 @@ use crate::{
         mappings::Mappings,
         memory::MemorySeries,
         sites::Corrections,
-        snapshot::{AllocatorView, Exited, Frame, WallNs},
+        snapshot::{AllocatorView, Exited, Frame, Harm, WallNs},
         stacks::ImageKey,
     },
 };
@@ -70,6 +70,14 @@ pub struct Tracked {
     pub tally_before: Tally,
     /// Things that did not work, as sentences.
     pub notes: Vec<String>,
+    /// Why it must not have probes: it has come to be a target all the same, and is to be one no longer.
+    pub refused: Option<String>,
+    /// Probes were set.
+    pub was_probed: bool,
+    /// The last that the kernel said of it: a signal that ends it.
+    pub last_word: Option<LastWord>,
+    /// Set when tracing has probably killed it.
+    pub harm: Option<Harm>,
     /// Set when the process ended.
     pub exited: Option<Exited>,
     /// It was gone at the last summary, and no word of its end had come.
@@ -187,6 +195,8 @@ pub struct Attached {
     pub links: Links,
     /// What is reported of them, one for each allocator in the file.
     pub allocators: Vec<AllocatorView>,
+    /// Offsets of the probes in the file, and the functions that they belong to.
+    pub places: Vec<(u64, String)>,
     /// Code of which a stack tells that it belongs to a call of an allocator.
     pub code: Vec<AllocatorCode>,
 }

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::{MapData, RingBuf};
 
 use super::{
+    bans::Bans,
     clock,
     deferred::Deferred,
     functions::Functions,
@@ -45,6 +46,7 @@ use crate::{
 
 mod burial;
 mod govern;
+pub mod harm;
 pub mod held;
 mod life;
 mod news;
@@ -109,7 +111,8 @@ pub struct Tracer {
     call_records: RingBuf<MapData>,
     selection: Selection,
     standing: standing::Standing,
-    /// A target was killed because memory ran out: what is known of it should be told at once.
+    bans: Bans,
+    /// A target was killed, because memory ran out or by tracing: what is known of it should be told at once.
     is_urgent: bool,
     _tracepoints: Vec<Tracepoints>,
     kernel: KernelObject,
@@ -147,6 +150,12 @@ impl Tracer {
         match Tracepoints::out_of_memory(&kernel, &tracefs) {
             Ok(attached) => tracepoints.push(attached),
             Err(error) => notes.push(format!("deaths by lack of memory are not told apart: {error:#}")),
+        }
+        match Tracepoints::signals(&kernel, &tracefs) {
+            Ok(attached) => tracepoints.push(attached),
+            Err(error) => {
+                tracing::debug!(error = format!("{error:#}"), "where signals come from is not told");
+            }
         }
         let mut ring = |name: &str| -> Result<RingBuf<MapData>> {
             let map = kernel.ebpf_mut().take_map(name).with_context(|| format!("no kernel map {name}"))?;
@@ -205,6 +214,7 @@ impl Tracer {
             call_records,
             selection,
             standing: standing::Standing::default(),
+            bans: Bans::default(),
             is_urgent: false,
             _tracepoints: tracepoints,
             kernel,
@@ -231,7 +241,7 @@ impl Tracer {
         fds
     }
 
-    /// Whether a target was killed because memory ran out, since this was last asked.
+    /// Whether a target was killed because memory ran out, or by tracing, since this was last asked.
     pub fn take_urgent(&mut self) -> bool {
         std::mem::take(&mut self.is_urgent)
     }

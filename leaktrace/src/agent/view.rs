@@ -123,6 +123,7 @@ pub(super) fn target_view(
         comm: facts.as_ref().map_or_else(|| target.process.comm.clone(), |facts| facts.comm.clone()),
         cmdline: target.process.cmdline.clone(),
         exited: target.exited,
+        harm: target.harm.clone(),
         parent: target.parent,
         container: target.container.as_deref().map(container_view),
         unseen_ns: target.unseen_ns,

@@ -12,6 +12,7 @@ use crate::model::{
     snapshot::{Finding, Frame},
 };
 
+pub mod harm;
 mod held_at_exit;
 pub mod memory_growth;
 mod runtime;

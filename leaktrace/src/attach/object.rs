@@ -66,6 +66,7 @@ impl KernelObject {
             );
         }
         let offsets = ExitOffsets::of_kernel();
+        let syscall_work = syscall_work_offset();
         let log_level: u8 = if debug { 0xff } else { 0 };
         let samples = u8::from(samples);
         // One more for what is nobody's.
@@ -89,6 +90,7 @@ impl KernelObject {
             .map_max_entries("COPIES", sizes.copies << 20)
             .override_global("TASK_EXIT_CODE", &offsets.task_exit_code, true)
             .override_global("TASK_SIGNAL", &offsets.task_signal, true)
+            .override_global("TASK_SYSCALL_WORK", &syscall_work, true)
             .override_global("SIGNAL_LIVE", &offsets.signal_live, true)
             .override_global("SIGNAL_GROUP_EXIT_CODE", &offsets.signal_group_exit_code, true)
             .override_global("SIGNAL_FLAGS", &offsets.signal_flags, true)
@@ -235,6 +237,14 @@ impl ExitOffsets {
         };
         ExitOffsets { task_exit_code, task_signal, signal_live, signal_group_exit_code, signal_flags }
     }
+}
+
+/// Offset in a task of what its system calls are to be stopped for; 0 where the kernel's type information lacks it.
+fn syscall_work_offset() -> u32 {
+    let Ok(btf) = Btf::of_kernel() else { return 0 };
+    let thread = btf.member_offsets("task_struct", ["thread_info"]);
+    let work = btf.member_offsets("thread_info", ["syscall_work"]);
+    thread.zip(work).map_or(0, |([thread], [work])| thread.saturating_add(work))
 }
 
 fn load_type_information(object: &mut aya_obj::Object) -> Result<Option<OwnedFd>> {

@@ -4,7 +4,8 @@
 //!
 //! Measured on 6.18: a probe on an emulated instruction costs 0.6 µs, on any other 10 to 19 µs. glibc's
 //! `free` tests for NULL first, which is not emulated; the `push` behind the test is. An offset that is no
-//! instruction boundary would corrupt the target, so everything is decoded from the function's first byte.
+//! instruction boundary would corrupt the target, so everything is decoded from the function's first byte. So would
+//! a probe that becomes a call where a function keeps values below the stack pointer: [`prologue::becomes_call`].
 use super::prologue::{self, InstructionClass, Step};
 use crate::discover::{
     reach::{Target, target_of},
@@ -77,7 +78,14 @@ pub struct ProbeSite {
 
 /// Chooses the probe site of a function. With `need_return` a return or session probe goes there too: it
 /// replaces the word at the stack pointer, which must then be the return address.
-pub fn plan(function: &FoundFunction, emulated: EmulatedClasses, need_return: bool) -> ProbeSite {
+///
+/// # Errors
+/// A clause that says why no instruction of the function may have a probe.
+pub fn plan(
+    function: &FoundFunction,
+    emulated: EmulatedClasses,
+    need_return: bool,
+) -> Result<ProbeSite, String> {
     let frees = function.hook.shape == Shape::Free && !need_return;
     let null_check = frees.then_some(function.hook.pointer);
     let steps = prologue::straight_line(&function.code, null_check);
@@ -87,13 +95,24 @@ pub fn plan(function: &FoundFunction, emulated: EmulatedClasses, need_return: bo
         .filter(|step| step.offset == 0 || step.offset < repeated)
         .filter(|step| !need_return || step.return_slot_words == 0)
         .filter(|step| InstructionClass::of(&step.bytes).is_some_and(|class| emulated.contains(class)))
+        .filter(|step| is_harmless(function, step))
         .filter_map(|step| Some((step, hook_at(function.hook, step)?)))
         .collect();
     let best = fit.iter().find(|(step, _)| step.skips_null).or(fit.first());
     match best {
-        Some((step, hook)) => site(function, step, *hook, CostClass::Emulated),
-        None => first_instruction(function, &steps),
+        Some((step, hook)) => Ok(site(function, step, *hook, CostClass::Emulated)),
+        None if steps.first().is_some_and(|first| !is_harmless(function, first)) => {
+            Err("it begins with a nop that Linux replaces by a call, and jumps back to it: what it keeps below the \
+                 stack pointer would be overwritten"
+                .to_owned())
+        }
+        None => Ok(first_instruction(function, &steps)),
     }
+}
+
+/// Whether what the kernel makes of the instruction leaves the function's red zone alone.
+fn is_harmless(function: &FoundFunction, step: &Step) -> bool {
+    !prologue::becomes_call(&step.bytes) || prologue::is_before_red_zone(&function.code, step.offset)
 }
 
 /// The hook as a probe on this instruction must read it; `None` if an argument it needs is in no argument

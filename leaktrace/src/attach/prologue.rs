@@ -83,6 +83,7 @@ impl InstructionClass {
     }
 }
 
+const ENDBR64: &[u8] = &[0xf3, 0x0f, 0x1e, 0xfa];
 /// Arguments that a register can pass.
 const ARGUMENTS: [Register; 6] =
     [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
@@ -152,22 +153,61 @@ pub fn straight_line(code: &[u8], null_check: Option<Argument>) -> Vec<Step> {
 /// The lowest offset above 0 that a direct jump inside the code leads to: from there on an instruction may be
 /// executed again.
 pub fn first_jump_target(code: &[u8]) -> Option<usize> {
-    let mut decoder = Decoder::with_ip(64, code, 0, DecoderOptions::NONE);
-    let mut lowest = None;
-    while decoder.can_decode() {
-        let instruction = decoder.decode();
+    jump_targets(code).filter(|target| *target > 0).min()
+}
+
+/// The offsets inside the code that its direct jumps lead to.
+fn jump_targets(code: &[u8]) -> impl Iterator<Item = usize> {
+    Decoder::with_ip(64, code, 0, DecoderOptions::NONE).into_iter().filter_map(|instruction| {
         let jumps = matches!(
             instruction.flow_control(),
             FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch
         );
-        if jumps && instruction.op0_kind() == OpKind::NearBranch64 {
-            let target = usize::try_from(instruction.near_branch64()).unwrap_or(usize::MAX);
-            if (1..code.len()).contains(&target) && lowest.is_none_or(|known| target < known) {
-                lowest = Some(target);
-            }
-        }
+        let is_direct = jumps && instruction.op0_kind() == OpKind::NearBranch64;
+        let target = usize::try_from(instruction.near_branch64()).ok().filter(|_| is_direct)?;
+        (target < code.len()).then_some(target)
+    })
+}
+
+/// Bytes of a call to a near address, and of the nops that Linux 6.18 replaces by one.
+const CALL_BYTES: usize = 5;
+
+/// Whether the kernel may replace a probed instruction by a call, which writes below the stack pointer.
+///
+/// From Linux 6.18 on that is every instruction of five bytes that does nothing (arch/x86/kernel/uprobes.c:
+/// `can_optimize`; arch/x86/lib/insn-eval.c: `insn_is_nop`): nops, moves and address computations from a register to
+/// itself, jumps to the next instruction. All that do nothing are meant here, those too that the kernel passes over
+/// now. (The nop of ten bytes that later kernels take instead leaves the red zone alone.)
+pub fn becomes_call(bytes: &[u8]) -> bool {
+    if bytes.len() != CALL_BYTES {
+        return false;
     }
-    lowest
+    let instruction = Decoder::with_ip(64, bytes, 0, DecoderOptions::NONE).decode();
+    let first = instruction.op0_register();
+    match instruction.mnemonic() {
+        Mnemonic::Nop | Mnemonic::Fnop => true,
+        Mnemonic::Mov | Mnemonic::Xchg => {
+            instruction.op1_kind() == OpKind::Register && instruction.op1_register() == first
+        }
+        Mnemonic::Lea => instruction.memory_base() == first && instruction.memory_displacement64() == 0,
+        Mnemonic::Jmp => {
+            instruction.op0_kind() == OpKind::NearBranch64
+                && instruction.near_branch64() == instruction.next_ip()
+        }
+        _ => false,
+    }
+}
+
+/// Whether nothing can be kept below the stack pointer when the instruction at `offset` of a function is executed: it
+/// is the function's first one, perhaps behind an `endbr64`, and no jump of the function leads back to it.
+///
+/// At a function's first instruction the stack pointer is at the return address, which the call has just written;
+/// what is below is the function's own red zone, and it has not used it yet. `endbr64` does not use it. Behind any
+/// other instruction this would have to be proved, for little: the next cheap instruction is never far.
+pub fn is_before_red_zone(code: &[u8], offset: usize) -> bool {
+    let before = code.get(..offset);
+    let is_first = before.is_some_and(|before| before.is_empty() || before == ENDBR64);
+    is_first && jump_targets(code).all(|target| target > offset)
 }
 
 fn step(instruction: &Instruction, code: &[u8], state: &State) -> Option<Step> {

@@ -5,7 +5,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use leaktrace_common::event::{Change, MOVED_PID};
+use leaktrace_common::event::{Change, MOVED_PID, SIGNAL_FIELDS};
 
 use super::{
     links::close_together,
@@ -38,6 +38,9 @@ const MAPPINGS: [Point; 6] = [
 
 /// Death by lack of memory.
 const OUT_OF_MEMORY: [Point; 1] = [("oom", "mark_victim", "oom_victim", 0)];
+
+/// Death by a signal that a probe may have caused.
+const SIGNALS: [Point; 1] = [("signal", "signal_deliver", "signal_delivered", 0)];
 
 /// Attached tracepoints; dropping them detaches.
 pub struct Tracepoints {
@@ -75,6 +78,20 @@ impl Tracepoints {
     /// When the kernel does not have it.
     pub fn out_of_memory(kernel: &KernelObject, tracefs: &Tracefs) -> Result<Tracepoints> {
         attach(kernel, tracefs, &OUT_OF_MEMORY)
+    }
+
+    /// Attaches the one that tells where a process took a signal which ends it.
+    ///
+    /// # Errors
+    /// When the kernel does not have it, or its record has another layout.
+    pub fn signals(kernel: &KernelObject, tracefs: &Tracefs) -> Result<Tracepoints> {
+        for (field, offset) in SIGNAL_FIELDS {
+            ensure!(
+                tracefs.field_offset("signal", "signal_deliver", field)? == offset,
+                "tracepoint signal:signal_deliver of this kernel has an unknown layout"
+            );
+        }
+        attach(kernel, tracefs, &SIGNALS)
     }
 
     /// Attaches those that tell of processes which a standing order may mean: when one executes a program, is moved to

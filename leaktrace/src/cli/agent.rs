@@ -1,13 +1,19 @@
 //! `leaktrace agent`: the service, from its configuration file.
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use tracing_subscriber::EnvFilter;
 
 use super::{args::AgentArgs, trace};
-use crate::agent::service::{
-    self, SetLevel,
-    config::{Config, DEFAULT_PATH, Log, LogFormat},
+use crate::{
+    agent::{
+        bans::{self, Bans},
+        service::{
+            self, SetLevel,
+            config::{Config, DEFAULT_PATH, Log, LogFormat},
+        },
+    },
+    render::escape::escape,
 };
 
 /// Runs until a signal ends it; with --check it only reads the configuration.
@@ -15,6 +21,9 @@ use crate::agent::service::{
 /// # Errors
 /// When the configuration is wrong or tracing cannot start.
 pub(super) fn agent(args: &AgentArgs) -> Result<u8> {
+    if let Some(which) = &args.forget {
+        return forget(which);
+    }
     let path = path(args)?;
     let config = match &path {
         Some(path) => Config::read(path)?,
@@ -33,6 +42,18 @@ pub(super) fn agent(args: &AgentArgs) -> Result<u8> {
     let runtime = super::runtime()?;
     runtime.block_on(local.run_until(service::run(config, path.as_deref(), set_level)))?;
     Ok(0)
+}
+
+/// Forgets that tracing has killed a program; an agent that runs notices it by itself.
+fn forget(which: &str) -> Result<u8> {
+    let path = bans::default_path();
+    let context = || format!("{}", path.display());
+    let forgotten = Bans::open(&path).with_context(context)?.forget(which).with_context(context)?;
+    if forgotten.is_empty() {
+        bail!("{}: it does not name {which:?} as a program that tracing has killed", path.display());
+    }
+    let lines: String = forgotten.iter().map(|key| format!("{}: forgotten\n", escape(key))).collect();
+    super::print(lines.as_bytes())
 }
 
 /// The file that was named, or the usual one where it is there.

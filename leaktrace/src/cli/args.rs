@@ -282,6 +282,9 @@ pub struct AgentArgs {
     /// Only check the configuration
     #[arg(long)]
     pub check: bool,
+    /// Let standing orders trace a program again that tracing has probably killed: what `ps` says of it, or all
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "check")]
+    pub forget: Option<String>,
 }
 
 /// Arguments of `doctor`.

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     agent::{
+        bans,
         growth::{
             meant::Meant,
             watch::{Watch, Watched},
@@ -46,6 +47,7 @@ pub(super) async fn attach(args: &AttachArgs) -> Result<u8> {
     }
     let mut tracer = Tracer::new(options, files::selection(&args.trace, args.trace.snapshot.is_some()))?;
     let watch = if watches {
+        tracer.keep_bans(&bans::default_path());
         Some(Watch::new(watched(args, orders), args.auto.options(args.auto.auto && tracer.probes())))
     } else {
         trace::start(&mut tracer, &args.targets, orders, args.trace.quiet)?;

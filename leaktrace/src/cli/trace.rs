@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     agent::{
+        bans,
         options::{TraceOptions, UnwindMode},
         orders::{DEFAULT_MAX_BLOCKS, Orders},
         tracer::Tracer,
@@ -136,6 +137,7 @@ pub(super) fn start(tracer: &mut Tracer, targets: &TargetArgs, orders: Orders, q
     }
     if targets.has_selectors() {
         let waited_for = orders.describe();
+        tracer.keep_bans(&bans::default_path());
         tracer.follow_orders(orders)?;
         if tracer.target_count() == 0 && !quiet {
             say(&format!("waiting for {waited_for}"));

@@ -5,19 +5,23 @@ pub mod allocators;
 pub mod candidate;
 pub mod container;
 pub mod elf;
+pub mod hazard;
 pub mod ifunc;
 pub mod maps;
 pub mod memory;
 pub mod memory_limit;
+pub mod moved;
 pub mod object;
 pub mod options;
 pub mod process;
+pub mod program;
 pub mod reach;
 pub mod scan;
 pub mod selector;
 
 use allocators::{Allocator, HookTable};
 use elf::{ElfError, ElfFile, Segment};
+use hazard::Hazard;
 use ifunc::Loaded;
 use maps::MapEntry;
 use object::{FileIdentity, ObjectFile};
@@ -79,6 +83,8 @@ pub struct Found {
     pub throw_functions: Vec<ThrowFunction>,
     /// Files that could not be looked into: path and reason.
     pub unreadable: Vec<(String, String)>,
+    /// Why the process must not have probes; then nothing was looked for.
+    pub hazard: Option<Hazard>,
 }
 
 /// Looks for allocators and remembers what it found in each file, so that the next process with the same
@@ -133,7 +139,11 @@ impl Discovery {
     /// See [`ProcessError`]; a file that cannot be read is no error but listed.
     pub fn find(&mut self, pid: u32) -> Result<Found, ProcessError> {
         let mappings = maps::read(pid).map_err(|error| ProcessError::reading(pid, "maps", error))?;
-        let mut found = Found::default();
+        let mappings = moved::restored(pid, mappings);
+        let mut found = Found { hazard: hazard::of_files(pid, &mappings), ..Found::default() };
+        if found.hazard.is_some() {
+            return Ok(found);
+        }
         let mut mapped = Vec::new();
         for entry in first_of_each_file(&mappings) {
             match self.look_into(pid, entry) {

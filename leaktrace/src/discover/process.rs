@@ -226,6 +226,12 @@ pub fn threads(pid: u32) -> Vec<u32> {
     entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
+/// The thread that traces the process by ptrace.
+pub fn tracer(pid: u32) -> Option<u32> {
+    let status = read_bounded(pid, "status", MAX_STATUS_BYTES).ok()?;
+    status_words(&status, "TracerPid:").first().copied().filter(|tracer| *tracer != 0)
+}
+
 /// Resident bytes of private anonymous memory (smaps `Anonymous:`) in which heap blocks can lie: `[heap]`,
 /// and writable, not executable, not shared mappings without a file that have no name or are named
 /// `[anon:…]`. `[stack]` does not count; thread stacks do, because nothing in smaps tells them from an arena.

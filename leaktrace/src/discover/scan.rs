@@ -5,7 +5,7 @@ use super::{
     allocators::{Allocator, Class, Entry, HookTable},
     elf::{
         ElfError, ElfFile,
-        symbols::{Symbol, SymbolKind},
+        symbols::{NameSet, Symbol, SymbolKind},
     },
     object::ObjectFile,
     options::FunctionAt,
@@ -113,10 +113,41 @@ pub fn scan(
         scan.owner = Some(owner);
         choose(&elf, table, &heap, owner, &mut scan);
     }
+    if !scan.allocators.is_empty() && moves_itself(&elf) {
+        scan.allocators.values_mut().for_each(ScannedAllocator::refuse_to_be_moved);
+    }
     for given in extra {
         add_given(&elf, given, &mut scan);
     }
     Ok(scan)
+}
+
+/// Functions that move the code of the file that they are in to larger pages: of BOLT's `--hugify`, and of Intel's
+/// library for that.
+const MOVERS: [&str; 4] = [
+    "__bolt_hugify_self",
+    "MapStaticCodeToLargePages",
+    "MapStaticCodeRangeToLargePages",
+    "MapDSOToLargePages",
+];
+
+/// Whether the file has code that moves its text: breakpoints would be copied with it, and nothing stand behind them.
+fn moves_itself(elf: &ElfFile<'_>) -> bool {
+    let mut names = NameSet::default();
+    for name in MOVERS {
+        names.insert(name.as_bytes());
+    }
+    elf.symbols(&names).is_ok_and(|found| !found.is_empty())
+}
+
+impl ScannedAllocator {
+    fn refuse_to_be_moved(&mut self) {
+        self.failed.extend(self.functions.drain(..).map(|function| FailedFunction {
+            name: function.name,
+            reason:
+                "its file moves its own code to larger pages: breakpoints would be copied with it".to_owned(),
+        }));
+    }
 }
 
 /// One symbol for each address, with the best of its names.
@@ -279,6 +310,11 @@ impl<'f> CodeSource<'f> {
         let length = extent.end - extent.start;
         let bytes = self.elf.code(extent.start, length).filter(|_| length <= 64 << 10)?;
         Some(Code { address: extent.start, file_offset: self.elf.code_offset(extent.start)?, bytes })
+    }
+
+    /// Whether a function begins at an address, as far as the file says, and no other runs into it.
+    pub fn begins_function(&self, address: u64) -> bool {
+        self.elf.begins_function(address)
     }
 
     fn defined_behind(&self, slot: u64) -> Option<u64> {

@@ -2,7 +2,7 @@
 //! too short or of an unknown kind is an error value and not a panic.
 use leaktrace_common::{
     event::{
-        COPY_HEADER_BYTES, COPY_PAGE_BYTES, COPY_PAGES, Call, Header, Kind, Life, MappingChange,
+        COPY_HEADER_BYTES, COPY_PAGE_BYTES, COPY_PAGES, Call, FatalSignal, Header, Kind, Life, MappingChange,
         STACK_GUESSED, STACK_HEADER_BYTES,
     },
     read,
@@ -78,6 +78,8 @@ pub enum Event {
     Appeared(Life),
     /// The kernel is about to kill a traced process because memory has run out.
     OutOfMemory(Life),
+    /// A traced process takes a signal that ends it.
+    Signal(FatalSignal),
     /// Its memory, where it was cut for want of a table.
     Copy(CopyRecord),
 }
@@ -94,6 +96,7 @@ impl Event {
             Event::Mapping(change) => change.header.time_ns,
             Event::Call(call) => call.header.time_ns,
             Event::Stack(stack) => stack.header.time_ns,
+            Event::Signal(signal) => signal.header.time_ns,
             Event::Copy(copy) => copy.header.time_ns,
         }
     }
@@ -112,6 +115,7 @@ pub fn event(bytes: &[u8]) -> Option<Event> {
         Kind::Appeared => Event::Appeared(read(bytes)?),
         Kind::OutOfMemory => Event::OutOfMemory(read(bytes)?),
         Kind::Copy => Event::Copy(copy(header, bytes)?),
+        Kind::Signal => Event::Signal(read(bytes)?),
     })
 }
 

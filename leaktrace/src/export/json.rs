@@ -13,11 +13,12 @@
 //! | | `since` | when tracing began |
 //! | | `last` | whether this is the final snapshot of the run |
 //! | | `targets` `losses` `notes` | processes; what was not recorded or only approximately, by cause; sentences |
-//! | | `events` | decisions since the previous snapshot that change what is recorded: `[{"time", "pid", "comm", "kind", "reason"}]`; `kind` is `"widened"` `"narrowed"` `"paused"` `"resumed"` `"over_budget"` `"auto_started"` `"auto_stopped"` `"auto_failed"` |
+//! | | `events` | decisions since the previous snapshot that change what is recorded: `[{"time", "pid", "comm", "kind", "reason"}]`; `kind` is `"widened"` `"narrowed"` `"paused"` `"resumed"` `"over_budget"` `"auto_started"` `"auto_stopped"` `"auto_failed"` `"killed_by_tracing"` |
 //! | | `watched` | null, or what is watched without being traced: `{"processes", "unwatched", "fastest": [{"pid", "comm", "rss_bytes", "anonymous_bytes", "growth_bytes_per_hour", "reason"}]}` |
 //! | target | `pid` `start_time` `since` | process; when it started; when its tracing began |
 //! | | `comm` `cmdline` | name; command line, words joined by spaces |
 //! | | `exited` | null while it runs, else `{"code", "signal", "oom_killed"}`: one of the first two is a number, or none without kernel BTF |
+//! | | `killed_by_tracing` | null, or that tracing has probably killed it: `{"reason", "function", "module", "module_offset"}`, the last three null where it is not known at which probe |
 //! | | `container` | null outside of one, else `{"id", "name", "runtime", "pod", "pod_uid", "namespace", "image", "compose_project", "compose_service"}`, null where not known |
 //! | | `unseen_ns` | how long its program ran before its probes were set; null where tracing began later, or with the first instruction |
 //! | | `execed` `parent` | whether this image was replaced by exec; the traced parent, or null |
@@ -61,8 +62,8 @@ mod watch;
 use watch::{EventJson, MemoryJson, OverheadJson, WatchJson};
 
 use crate::model::snapshot::{
-    AllocatorView, BlockView, CallView, Confidence, ContainerView, Exited, Finding, Frame, MappingTotals,
-    Mode, SiteKind, SiteView, Snapshot, TargetView, Totals, WallNs,
+    AllocatorView, BlockView, CallView, Confidence, ContainerView, Exited, Finding, Frame, Harm,
+    MappingTotals, Mode, SiteKind, SiteView, Snapshot, TargetView, Totals, WallNs,
 };
 
 /// A snapshot as one line, newline included, to be written in one piece.
@@ -166,6 +167,25 @@ impl From<Exited> for ExitedJson {
 }
 
 #[derive(Serialize)]
+struct HarmJson<'a> {
+    reason: &'a str,
+    function: Option<&'a str>,
+    module: Option<&'a str>,
+    module_offset: Option<u64>,
+}
+
+impl<'a> From<&'a Harm> for HarmJson<'a> {
+    fn from(harm: &'a Harm) -> Self {
+        HarmJson {
+            reason: &harm.reason,
+            function: harm.function.as_deref(),
+            module: harm.module.as_deref(),
+            module_offset: harm.module_offset,
+        }
+    }
+}
+
+#[derive(Serialize)]
 pub(super) struct ContainerJson<'a> {
     id: &'a str,
     name: Option<&'a str>,
@@ -244,6 +264,7 @@ pub(super) struct TargetJson<'a> {
     comm: &'a str,
     cmdline: &'a str,
     exited: Option<ExitedJson>,
+    killed_by_tracing: Option<HarmJson<'a>>,
     container: Option<ContainerJson<'a>>,
     unseen_ns: Option<u64>,
     execed: bool,
@@ -275,6 +296,7 @@ impl<'a> From<&'a TargetView> for TargetJson<'a> {
             comm: &target.comm,
             cmdline: &target.cmdline,
             exited: target.exited.map(ExitedJson::from),
+            killed_by_tracing: target.harm.as_ref().map(HarmJson::from),
             container: target.container.as_ref().map(ContainerJson::from),
             unseen_ns: target.unseen_ns,
             execed: target.execed,

@@ -20,11 +20,13 @@ pub enum EventKind {
     AutoStopped,
     /// It could not begin.
     AutoFailed,
+    /// A process died as breakpoints make programs die.
+    KilledByTracing,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 8] = [
+    pub const ALL: [EventKind; 9] = [
         EventKind::Widened,
         EventKind::Narrowed,
         EventKind::Paused,
@@ -33,6 +35,7 @@ impl EventKind {
         EventKind::AutoStarted,
         EventKind::AutoStopped,
         EventKind::AutoFailed,
+        EventKind::KilledByTracing,
     ];
 
     /// The name in JSON and files.
@@ -46,6 +49,7 @@ impl EventKind {
             EventKind::AutoStarted => "auto_started",
             EventKind::AutoStopped => "auto_stopped",
             EventKind::AutoFailed => "auto_failed",
+            EventKind::KilledByTracing => "killed_by_tracing",
         }
     }
 }

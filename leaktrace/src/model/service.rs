@@ -57,6 +57,8 @@ pub enum AlertKind {
     SnapshotFailed,
     /// The agent itself is above one of its limits.
     AgentLimit,
+    /// Tracing has probably killed a program.
+    KilledByTracing,
 }
 
 impl AlertKind {
@@ -69,6 +71,7 @@ impl AlertKind {
             AlertKind::TimeToLimit => "time_to_limit_seconds",
             AlertKind::SnapshotFailed => "snapshot_failed",
             AlertKind::AgentLimit => "agent_limit",
+            AlertKind::KilledByTracing => "killed_by_tracing",
         }
     }
 }

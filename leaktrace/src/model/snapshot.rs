@@ -63,6 +63,19 @@ pub struct Exited {
     pub oom_killed: bool,
 }
 
+/// Tracing has probably killed a process.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Harm {
+    /// What was seen: a sentence without a full stop.
+    pub reason: String,
+    /// The function whose probe it died at, where that is known. Hostile.
+    pub function: Option<String>,
+    /// The file that it died in. Hostile.
+    pub module: Option<String>,
+    /// Where in that file.
+    pub module_offset: Option<u64>,
+}
+
 /// The container that a process is in. All of it is hostile: escape before printing.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct ContainerView {
@@ -113,6 +126,8 @@ pub struct TargetView {
     pub cmdline: String,
     /// Set once the process is gone.
     pub exited: Option<Exited>,
+    /// Set if tracing has probably killed it.
+    pub harm: Option<Harm>,
     /// Set when this image was replaced by exec.
     pub execed: bool,
     /// The traced parent it was forked from.

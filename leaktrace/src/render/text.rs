@@ -139,6 +139,11 @@ impl Printer<'_> {
 
     /// What puts a target's numbers into proportion.
     fn background(&mut self, target: &TargetView) -> fmt::Result {
+        if let Some(harm) = &target.harm {
+            self.out.write_str("  ")?;
+            self.painted(Paint::Red, &format!("probably killed by tracing: {}", escape(&harm.reason)))?;
+            self.out.write_char('\n')?;
+        }
         let mut words = Vec::new();
         if self.mode != Mode::Growth {
             words.push(format!(

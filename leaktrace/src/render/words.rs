@@ -72,6 +72,7 @@ pub(super) fn words(name: &str) -> String {
         "sites_full" => "allocations beyond --max-sites",
         "threads_full" => "allocations of threads beyond the thread table",
         "lost_returns" => "calls whose return was never seen",
+        "dispatched_calls" => "calls of threads that catch their own system calls",
         "missed_frees" => "frees that were not seen",
         "read_failures" => "values that could not be read",
         "events_dropped" => "events dropped",
@@ -138,6 +139,9 @@ pub(super) fn state(target: &TargetView) -> String {
     match target.exited {
         Some(exited) => match (exited.code, exited.signal) {
             _ if exited.oom_killed => " (killed because memory ran out)".to_owned(),
+            (_, Some(signal)) if target.harm.is_some() => {
+                format!(" (killed by signal {signal}, probably by tracing)")
+            }
             (_, Some(signal)) => format!(" (killed by signal {signal})"),
             (Some(code), None) => format!(" (exited with {code})"),
             (None, None) => " (exited)".to_owned(),

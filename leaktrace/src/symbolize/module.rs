@@ -67,6 +67,14 @@ impl Module {
         Module { key, path, build_id, file, layout }
     }
 
+    /// What the file has at an offset, at most `bytes` of it; nothing where it cannot be read.
+    pub fn read_at(&self, file_offset: u64, bytes: u64) -> Vec<u8> {
+        let mut content = vec![0; usize::try_from(bytes).unwrap_or(0)];
+        let length = self.file.read_at(&mut content, file_offset).unwrap_or(0);
+        content.truncate(length);
+        content
+    }
+
     /// The address as linked of a place in the file. Only segments with code count: with LLD the first segment
     /// that contains the offset can be another one.
     pub fn virtual_offset(&self, file_offset: u64) -> Option<u64> {

@@ -146,6 +146,19 @@ impl AddressSpace {
         }
     }
 
+    /// Whether code of a file lies at an address.
+    pub fn is_file(&self, address: u64) -> bool {
+        self.region(address).is_some_and(|region| matches!(region.content, Content::File(_)))
+    }
+
+    /// The build id of a mapped file, by its path.
+    pub fn build_id_of(&self, path: &str) -> Option<String> {
+        self.regions.iter().find_map(|region| match &region.content {
+            Content::File(module) if module.path == path => module.build_id.clone(),
+            _ => None,
+        })
+    }
+
     /// Whether code lies at an address; if not, the process has probably mapped more since.
     pub fn contains(&self, address: u64) -> bool {
         self.region(address).is_some()

@@ -99,7 +99,7 @@ impl Watch {
         match step {
             // Somebody else asked for it, and goes on to.
             Step::Start { pid, .. } if tracer.is_traced(pid) => self.pilot.failed(pid, now_ns),
-            Step::Start { pid, reason } => match tracer.add(pid, None, false) {
+            Step::Start { pid, reason } => match tracer.add_by_order(pid) {
                 Ok(()) => tracer.note_event(pid, &process::name(pid), EventKind::AutoStarted, reason),
                 Err(error) => {
                     self.pilot.failed(pid, now_ns);

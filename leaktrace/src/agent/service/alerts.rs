@@ -93,7 +93,7 @@ impl Rule {
                 time(value),
                 time(threshold)
             ),
-            Kind::SnapshotFailed | Kind::AgentLimit => String::new(),
+            Kind::SnapshotFailed | Kind::AgentLimit | Kind::KilledByTracing => String::new(),
         }
     }
 }
@@ -149,7 +149,10 @@ impl Evaluator {
             let before = self.active.remove(&(None, fault.kind));
             let alert = Alert {
                 kind: fault.kind,
-                severity: Severity::Warning,
+                severity: match fault.kind {
+                    Kind::KilledByTracing => Severity::Critical,
+                    _ => Severity::Warning,
+                },
                 target: None,
                 comm: String::new(),
                 value: 1.0,

@@ -42,7 +42,7 @@ use webhook::Webhook;
 use writer::Writer;
 
 use super::{
-    clock,
+    bans, clock,
     growth::watch::Watch,
     http,
     session::Rings,
@@ -151,6 +151,7 @@ pub async fn run(config: Config, path: Option<&Path>, set_level: SetLevel) -> Re
     let mut tracer = Tracer::new(trace_options(&config)?, selection(&config, false))?;
     // Files hold all call stacks.
     tracer.name_ahead(store.is_some());
+    tracer.keep_bans(&bans::default_path());
     tracer.follow_orders(orders(&config))?;
     let rings = Rings::of(&tracer)?;
     let started = clock::wall_ns();

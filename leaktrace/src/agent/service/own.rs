@@ -1,10 +1,14 @@
 //! What the agent itself uses, from /proc/self, and whether that is too much.
-use std::{fs, time::Duration, time::Instant};
+use std::{collections::BTreeMap, fs, time::Duration, time::Instant};
 
 use super::config::Limits;
-use crate::model::{
-    service::{AlertKind, OwnFault, OwnUse},
-    units::bytes,
+use crate::{
+    agent::bans::{self, Ban},
+    model::{
+        service::{AlertKind, OwnFault, OwnUse},
+        units::bytes,
+    },
+    render::escape::escape,
 };
 
 /// Descriptors looked at for maps.
@@ -82,6 +86,17 @@ pub fn faults(own: &OwnUse, limits: &Limits) -> Vec<OwnFault> {
         return Vec::new();
     }
     vec![OwnFault { kind: AlertKind::AgentLimit, message: found.join("; ") }]
+}
+
+/// Programs that tracing has probably killed, until they are forgotten.
+pub fn killed(bans: &BTreeMap<String, Ban>) -> Option<OwnFault> {
+    let (key, last) = bans.iter().max_by_key(|(_, ban)| ban.time_ns)?;
+    let others = match bans.len() - 1 {
+        0 => String::new(),
+        count => format!("; so were {count} others"),
+    };
+    let message = format!("{}: {}{others}", escape(&last.comm), escape(&bans::sentence(key, last)));
+    Some(OwnFault { kind: AlertKind::KilledByTracing, message })
 }
 
 fn cpu_time() -> Duration {

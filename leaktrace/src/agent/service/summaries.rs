@@ -197,6 +197,7 @@ impl Service {
         if let Some(error) = self.shared.write_error() {
             self.faults.push(OwnFault { kind: AlertKind::SnapshotFailed, message: error });
         }
+        self.faults.extend(own::killed(self.tracer.bans().entries()));
     }
 
     fn publish(&self) {

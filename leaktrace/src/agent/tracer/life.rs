@@ -135,7 +135,9 @@ impl Tracer {
         let Some(mut target) = self.targets.remove(&pid) else { return };
         self.finish_all_copies(Some(target.image));
         let oom_killed = target.oom.is_some();
-        target.exited = Some(Exited { oom_killed, ..status });
+        let status = Exited { oom_killed, ..status };
+        target.exited = Some(status);
+        target.harm = self.harm(&target, status);
         self.is_urgent |= oom_killed;
         let view = self.view_of(&mut target);
         tracing::info!(pid, comm = view.comm, held_bytes = view.totals.outstanding_bytes, "ended");

@@ -23,6 +23,11 @@ impl Tracer {
     pub(super) fn mapped(&mut self, mapped: &Mapped) {
         let Some(target) = self.targets.get_mut(&mapped.tgid) else { return };
         let Mapped { tgid, time_ns, entry } = mapped;
+        if entry.inode == 0 && target.code.now().space.is_file(entry.start) {
+            // Code in the place of a file's text: the same code, mostly, which all mappings together tell.
+            target.is_stale = true;
+            return;
+        }
         let region = self.tables.region(*tgid, &target.tables, entry);
         if target.code.map(*time_ns, entry, region.as_ref(), &mut self.modules) {
             target.tables.mark_changed();
@@ -58,6 +63,7 @@ impl Tracer {
         self.finish_copies();
         self.naming.name_some(NAMED_AT_A_TIME, &self.stacks, &mut self.symbolizer);
         self.drain_calls();
+        self.drop_refused();
         self.settle();
     }
 
@@ -120,6 +126,7 @@ impl Tracer {
             Event::Copy(record) => self.copy_seen(record),
             Event::Appeared(life) => self.appeared(life),
             Event::OutOfMemory(life) => self.out_of_memory(life),
+            Event::Signal(signal) => self.signalled(signal),
             Event::Call(_) => {}
         }
     }

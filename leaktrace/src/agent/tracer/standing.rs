@@ -60,6 +60,20 @@ impl Standing {
     pub(super) fn missed(&mut self) {
         self.missed += 1;
     }
+
+    /// A process that was meant cannot be traced.
+    pub(super) fn turned_down(&mut self, pid: u32, comm: &str, reason: String) {
+        let name = format!("{pid} {comm}");
+        let (count, names) = self.untraceable.entry(reason).or_default();
+        if names.contains(&name) {
+            return;
+        }
+        self.refused += 1;
+        *count += 1;
+        if names.len() < MAX_NAMES {
+            names.push(name);
+        }
+    }
 }
 
 impl Tracer {
@@ -151,7 +165,7 @@ impl Tracer {
             }
             return;
         }
-        match self.add(pid, None, false) {
+        match self.add_by_order(pid) {
             Ok(()) => {
                 tracing::info!(pid, comm = candidate.comm, "traced by a standing order");
                 self.note_late(pid, executed_ns);
@@ -203,12 +217,12 @@ impl Tracer {
             _ => format!("{error:#}").replace(&format!("process {}", candidate.pid), "it"),
         };
         tracing::debug!(pid = candidate.pid, error = format!("{error:#}"), "not traced");
-        self.standing.refused += 1;
-        let (count, names) = self.standing.untraceable.entry(reason).or_default();
-        *count += 1;
-        if names.len() < MAX_NAMES {
-            names.push(format!("{} {}", candidate.pid, candidate.comm));
-        }
+        self.standing.turned_down(candidate.pid, &candidate.comm, reason);
+    }
+
+    /// A process that was asked for cannot be traced; nothing else comes of that.
+    pub fn note_untraced(&mut self, pid: u32, error: &anyhow::Error) {
+        self.standing.turned_down(pid, &process::name(pid), format!("{error:#}"));
     }
 
     /// Once all events are taken in: drops targets that had ended before they were traced, gives free places to

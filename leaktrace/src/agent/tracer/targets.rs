@@ -17,9 +17,9 @@ use crate::{
         stillness::Stillness,
         target::{Attached, Care, KeptBlocks, Recording, Tracked},
     },
-    attach::plan::EmulatedClasses,
+    attach::{live_text::LiveText, plan::EmulatedClasses},
     discover::{
-        maps as process_maps,
+        hazard, maps as process_maps, moved,
         process::{self, Process, Seccomp},
     },
     drain::maps::Tally,
@@ -57,6 +57,11 @@ impl Tracer {
             return Err(error);
         }
         self.probe(&mut tracked);
+        if let Some(reason) = tracked.refused {
+            self.tables.close(tracked.tables);
+            drop(self.maps.forget(pid));
+            bail!("{reason}");
+        }
         // What was mapped between the first look and the probes is seen by a second one.
         self.look(&mut tracked);
         self.targets.insert(pid, tracked);
@@ -125,8 +130,34 @@ impl Tracer {
     }
 
     /// Why the process must not be probed.
-    pub(super) fn refusal(&self, process: &Process) -> Option<&str> {
+    fn refusal(&self, process: &Process) -> Option<String> {
+        let filtered = || self.refusal_of_filtered(process).map(str::to_owned);
+        let hazard = || hazard::of(process.identity.pid).map(|hazard| hazard.to_string());
+        if self.options.growth_only { None } else { filtered().or_else(hazard) }
+    }
+
+    fn refusal_of_filtered(&self, process: &Process) -> Option<&str> {
         self.refuse_filtered.as_deref().filter(|_| process.seccomp != Seccomp::Disabled)
+    }
+
+    /// Ends being targets of processes that must not have probes.
+    pub(super) fn drop_refused(&mut self) {
+        let refused = self.targets.iter().filter(|(_, target)| target.refused.is_some());
+        for pid in refused.map(|(pid, _)| *pid).collect::<Vec<_>>() {
+            self.drain_stacks();
+            let Some(mut target) = self.targets.remove(&pid) else { continue };
+            self.finish_all_copies(Some(target.image));
+            let view = self.view_of(&mut target);
+            // Of a program that was just executed there is nothing to show.
+            if view.totals.allocated_count > 0 {
+                self.finish(view);
+            }
+            let reason = target.refused.clone().unwrap_or_default();
+            tracing::debug!(pid, comm = target.process.comm, reason, "not traced any more");
+            self.standing.turned_down(pid, &target.process.comm, reason);
+            self.forget_image(&target);
+            self.drop_target(target);
+        }
     }
 
     pub(super) fn track(
@@ -169,6 +200,10 @@ impl Tracer {
             heap_before_bytes: None,
             tally_before: Tally::ZERO,
             notes: Vec::new(),
+            refused: None,
+            was_probed: false,
+            last_word: None,
+            harm: None,
             exited: None,
             seems_gone: false,
             is_stale: false,
@@ -218,6 +253,7 @@ impl Tracer {
         let covered = self.tables.changes(&tracked.tables);
         let began_ns = clock::boot_ns();
         let Ok(entries) = process_maps::read(pid) else { return };
+        let entries = moved::restored(pid, entries);
         let ended_ns = clock::boot_ns();
         let regions = self.tables.regions(pid, &tracked.tables, &entries);
         let space = AddressSpace::capture(pid, &entries, Some(&tracked.code.now().space), &mut self.modules);
@@ -257,9 +293,17 @@ impl Tracer {
                 return;
             }
         };
+        if let Some(hazard) = found.hazard {
+            // At once: what the probes are on may be mapped by a new program, to be read as data.
+            tracked.attached.clear();
+            tracked.carried.clear();
+            tracked.refused = Some(hazard.to_string());
+            return;
+        }
         let options = &self.options;
         let emulated = if options.probe_offset_zero { EmulatedClasses::NONE } else { options.emulated };
-        let plan = attachment::plan(&found, &mut self.functions, emulated, &self.costs);
+        let text = LiveText::open(pid).ok();
+        let plan = attachment::plan(&found, &mut self.functions, emulated, &self.costs, text.as_ref());
         tracked.attached.retain(|identity, _| plan.iter().any(|part| part.file.identity() == *identity));
         let mut is_new = false;
         for mut part in plan {
@@ -268,11 +312,13 @@ impl Tracer {
                 continue;
             }
             if let Some(attached) = tracked.carried.remove(&identity) {
+                tracked.was_probed = true;
                 tracked.attached.insert(identity, attached);
                 continue;
             }
             part.probes.iter_mut().for_each(|probe| probe.hook.process = slot_of_table(tracked.table));
             let attached = self.attach(pid, part);
+            tracked.was_probed = true;
             is_new = true;
             // Of a process that has ended meanwhile there is nothing to say.
             let has_failed = attached.allocators.iter().any(|view| !view.failed.is_empty());
@@ -301,7 +347,7 @@ impl Tracer {
     /// Takes the probes out of a process that has come under a seccomp filter since it was added.
     pub(super) fn refuse_newly_filtered(&self, tracked: &mut Tracked) -> bool {
         let Ok(process) = process::inspect(tracked.pid()) else { return false };
-        let Some(reason) = self.refusal(&process) else { return false };
+        let Some(reason) = self.refusal_of_filtered(&process) else { return false };
         tracked.attached.clear();
         tracked.carried.clear();
         let note = reason.to_owned();
@@ -317,8 +363,8 @@ impl Tracer {
             return Attached::default();
         };
         let (links, failures) = self.programs.attach(&self.kernel, &path, pid, &part.probes);
-        let code = part.code.clone();
-        Attached { links, allocators: part.views(&failures), code }
+        let (code, places) = (part.code.clone(), part.places());
+        Attached { links, allocators: part.views(&failures), places, code }
     }
 
     /// Looks again at what a process maps, and probes what is new.

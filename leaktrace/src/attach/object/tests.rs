@@ -3,7 +3,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 use super::*;
 
 /// Every program, with the attach types that it is loaded with.
-const PROGRAMS: [(&str, u32); 18] = [
+const PROGRAMS: [(&str, u32); 19] = [
     ("alloc_session", sys::ATTACH_UPROBE_SESSION),
     ("alloc_entry", sys::ATTACH_UPROBE_MULTI),
     ("alloc_entry", 0),
@@ -19,6 +19,7 @@ const PROGRAMS: [(&str, u32); 18] = [
     ("process_exec", 0),
     ("thread_exit", 0),
     ("oom_victim", 0),
+    ("signal_delivered", 0),
     ("order_exec", 0),
     ("order_moved", 0),
     ("order_renamed", 0),

@@ -27,7 +27,7 @@ fn function(symbol: &str, code: &[u8]) -> FoundFunction {
 fn planned(symbol: &str, code: &[u8]) -> ProbeSite {
     let function = function(symbol, code);
     let need_return = function.hook.shape != Shape::Free && !function.hook.may_throw;
-    plan(&function, EmulatedClasses::COMMON, need_return)
+    plan(&function, EmulatedClasses::COMMON, need_return).unwrap()
 }
 
 /// Offset, first argument in use, return slot.
@@ -118,11 +118,11 @@ fn a_function_whose_argument_leaves_the_argument_registers_is_probed_at_its_star
 #[test]
 fn nothing_emulated_means_the_first_instruction() {
     let free = function("free", fixture!("glibc_free"));
-    let site = plan(&free, EmulatedClasses::NONE, false);
+    let site = plan(&free, EmulatedClasses::NONE, false).unwrap();
     assert_eq!(summary(&site), (0, CostClass::SingleStepped, 0));
     assert!(!site.skips_null);
     let branches = EmulatedClasses::NONE.with(InstructionClass::BranchNear);
-    assert_eq!(summary(&plan(&free, branches, false)), (3, CostClass::Emulated, 0));
+    assert_eq!(summary(&plan(&free, branches, false).unwrap()), (3, CostClass::Emulated, 0));
 }
 
 #[test]
@@ -130,8 +130,11 @@ fn a_return_probe_never_stands_below_the_return_address() {
     // sub rsp, 8; push rbx; ret
     let code = [0x48, 0x83, 0xec, 8, 0x53, 0xc3];
     let malloc = function("malloc", &code);
-    assert_eq!(summary(&plan(&malloc, EmulatedClasses::COMMON, true)), (0, CostClass::SingleStepped, 0));
-    assert_eq!(summary(&plan(&malloc, EmulatedClasses::COMMON, false)), (4, CostClass::Emulated, 1));
+    assert_eq!(
+        summary(&plan(&malloc, EmulatedClasses::COMMON, true).unwrap()),
+        (0, CostClass::SingleStepped, 0)
+    );
+    assert_eq!(summary(&plan(&malloc, EmulatedClasses::COMMON, false).unwrap()), (4, CostClass::Emulated, 1));
 }
 
 #[test]
@@ -175,7 +178,7 @@ fn an_endbr64_is_passed_where_it_is_single_stepped_and_taken_where_it_is_not() {
     let code = [0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0xc3];
     assert_eq!(planned("malloc", &code).instruction_offset, 4);
     let emulated = EmulatedClasses::COMMON.with(InstructionClass::Endbr64);
-    assert_eq!(plan(&function("malloc", &code), emulated, true).instruction_offset, 0);
+    assert_eq!(plan(&function("malloc", &code), emulated, true).unwrap().instruction_offset, 0);
 }
 
 #[test]
@@ -245,4 +248,146 @@ fn functions_that_jump_on_and_on_are_given_up() {
     };
     let new = function("_Znwm", &[0xe9, 0, 1, 0, 0]);
     assert!(exits(&new, endless).unwrap_err().contains("more than 64 functions"));
+}
+
+/// Every class, as if all of them were cheap.
+fn all_cheap() -> EmulatedClasses {
+    InstructionClass::SAMPLES.iter().fold(EmulatedClasses::NONE, |all, (class, _)| all.with(*class))
+}
+
+const NOP_OF_FIVE: [u8; 5] = [0x0f, 0x1f, 0x44, 0, 0];
+const JUMP_TO_NEXT: [u8; 5] = [0xe9, 0, 0, 0, 0];
+
+#[test]
+fn what_becomes_a_call_is_not_taken_where_the_red_zone_may_be_in_use() {
+    // mov [rsp - 8], rdi; the nop; ret.
+    let stores = [0x48, 0x89, 0x7c, 0x24, 0xf8];
+    for nop in [NOP_OF_FIVE, JUMP_TO_NEXT] {
+        let code = [&stores[..], &nop, &[0xc3]].concat();
+        for symbol in ["malloc", "free"] {
+            let function = function(symbol, &code);
+            let site = plan(&function, all_cheap(), symbol == "malloc").unwrap();
+            assert_eq!(summary(&site), (0, CostClass::SingleStepped, 0), "{symbol} {nop:x?}");
+        }
+    }
+    // push rbp; mov rbp, rsp; the nop: rbp - 8 is below the stack pointer, and cheap is the push before it.
+    let code = [&[0x55, 0x48, 0x89, 0xe5][..], &NOP_OF_FIVE, &[0x5d, 0xc3]].concat();
+    let no_push = EmulatedClasses::NONE.with(InstructionClass::LongNop);
+    let site = plan(&function("free", &code), no_push, false).unwrap();
+    assert_eq!(summary(&site), (0, CostClass::SingleStepped, 0));
+}
+
+#[test]
+fn what_becomes_a_call_is_taken_where_a_function_begins() {
+    let patchable = [&NOP_OF_FIVE[..], &[0x48, 0x89, 0x7c, 0x24, 0xf8, 0xc3]].concat();
+    let site = plan(&function("malloc", &patchable), all_cheap(), true).unwrap();
+    assert_eq!(summary(&site), (0, CostClass::Emulated, 0));
+    let behind_endbr64 = [&[0xf3, 0x0f, 0x1e, 0xfa][..], &patchable].concat();
+    let long_nops = EmulatedClasses::NONE.with(InstructionClass::LongNop);
+    let site = plan(&function("malloc", &behind_endbr64), long_nops, true).unwrap();
+    assert_eq!(summary(&site), (4, CostClass::Emulated, 0));
+}
+
+#[test]
+fn a_nop_that_is_jumped_back_to_is_not_where_a_function_begins() {
+    // nop; mov [rsp - 8], rdi; jmp to the nop.
+    let code = [&NOP_OF_FIVE[..], &[0x48, 0x89, 0x7c, 0x24, 0xf8, 0xeb, 0xf4, 0xc3]].concat();
+    let long_nops = EmulatedClasses::NONE.with(InstructionClass::LongNop);
+    let refused = plan(&function("malloc", &code), long_nops, true).unwrap_err();
+    assert!(refused.contains("below the stack pointer"), "{refused}");
+    // endbr64; nop; mov [rsp - 8], rdi; jmp to the endbr64: that one can have a probe.
+    let code =
+        [&[0xf3, 0x0f, 0x1e, 0xfa][..], &NOP_OF_FIVE, &[0x48, 0x89, 0x7c, 0x24, 0xf8, 0xeb, 0xf0]].concat();
+    let site = plan(&function("malloc", &code), long_nops, true).unwrap();
+    assert_eq!(summary(&site), (0, CostClass::SingleStepped, 0));
+}
+
+#[test]
+fn everything_of_five_bytes_that_does_nothing_may_become_a_call() {
+    for bytes in [
+        &NOP_OF_FIVE[..],
+        &JUMP_TO_NEXT,
+        // nop with four prefixes; nop [rax + 0] with one; data16 mov rsp, rsp with two.
+        &[0x66, 0x66, 0x66, 0x66, 0x90],
+        &[0x66, 0x0f, 0x1f, 0x40, 0],
+        &[0x3e, 0x3e, 0x48, 0x89, 0xe4],
+        // lea rsp, [rsp + 0]; ds lea rax, [rax + 0]
+        &[0x48, 0x8d, 0x64, 0x24, 0],
+        &[0x3e, 0x48, 0x8d, 0x40, 0],
+    ] {
+        assert!(prologue::becomes_call(bytes), "{bytes:x?}");
+    }
+    for bytes in [
+        &[0x0f, 0x1f, 0x40, 0][..],
+        &[0x66, 0x0f, 0x1f, 0x44, 0, 0],
+        // jmp +1; call +0; mov [rsp - 8], rdi; lea rax, [rax + 8]
+        &[0xe9, 1, 0, 0, 0],
+        &[0xe8, 0, 0, 0, 0],
+        &[0x48, 0x89, 0x7c, 0x24, 0xf8],
+        &[0x3e, 0x48, 0x8d, 0x40, 8],
+    ] {
+        assert!(!prologue::becomes_call(bytes), "{bytes:x?}");
+    }
+}
+
+/// Libraries of this machine in which an allocator may be.
+fn installed_libraries() -> Vec<std::path::PathBuf> {
+    ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/lib", "/usr/lib/x86_64-linux-musl"]
+        .iter()
+        .flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten())
+        .map(|entry| entry.path())
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().contains(".so")))
+        .filter(|path| path.is_file())
+        .collect()
+}
+
+#[test]
+fn no_planned_site_of_an_installed_allocator_writes_into_a_red_zone() {
+    use crate::discover::{object::ObjectFile, scan};
+    let table = HookTable::new(&[]);
+    let mut allocators = std::collections::BTreeSet::new();
+    let mut sites = 0;
+    for path in installed_libraries() {
+        let Ok(file) = std::fs::File::open(&path).and_then(ObjectFile::of_file) else { continue };
+        let Ok(scan) = scan::scan(&file, &table, false, &[]) else { continue };
+        let found = scan.allocators.iter().flat_map(|(name, group)| {
+            allocators.insert(name.name());
+            &group.functions
+        });
+        for function in found.chain(&scan.throws) {
+            for need_return in [false, true] {
+                for emulated in [EmulatedClasses::NONE, EmulatedClasses::COMMON, all_cheap()] {
+                    let Ok(site) = plan(function, emulated, need_return) else { continue };
+                    sites += 1;
+                    assert_harmless(
+                        &function.code,
+                        &site,
+                        &format!("{} in {}", function.name, path.display()),
+                    );
+                }
+            }
+        }
+    }
+    assert!(allocators.contains("glibc"), "{allocators:?}");
+    assert!(sites > 100, "{sites} sites in {allocators:?}");
+    println!("{sites} sites in {allocators:?}");
+}
+
+/// Decodes from the function's start again: the site is an instruction, and one of five bytes that does nothing has
+/// no instruction before it that writes memory or moves the stack pointer.
+fn assert_harmless(code: &[u8], site: &ProbeSite, what: &str) {
+    use iced_x86::{InstructionInfoFactory, OpAccess};
+    let mut factory = InstructionInfoFactory::new();
+    let mut writes = false;
+    for instruction in &mut Decoder::with_ip(64, code, 0, DecoderOptions::NONE) {
+        if instruction.ip() == site.instruction_offset {
+            let harmless = instruction.len() != 5 || !prologue::becomes_call(&site.bytes) || !writes;
+            return assert!(harmless, "{what}: {site:?}");
+        }
+        let info = factory.info(&instruction);
+        let is_write = |access| !matches!(access, OpAccess::None | OpAccess::Read | OpAccess::CondRead);
+        writes |= info.used_memory().iter().any(|used| is_write(used.access()));
+        writes |= instruction.stack_pointer_increment() != 0;
+    }
+    panic!("{what}: {site:?} is on no instruction");
 }

@@ -113,26 +113,61 @@ impl ElfFile<'_> {
         if matches.is_empty() {
             return Ok(());
         }
+        self.each_entry(symbols, |entry| {
+            if let Some(symbol) = defined_symbol(entry, &matches)
+                && self.code_offset(symbol.address).is_some()
+            {
+                if found.len() >= MAX_FOUND {
+                    return Err(ElfError::Malformed("symbol table (too many allocation functions)"));
+                }
+                found.push(symbol);
+            }
+            Ok(())
+        })
+    }
+
+    fn each_entry(
+        &self,
+        symbols: Range<u64>,
+        mut take: impl FnMut(&[u8]) -> Result<(), ElfError>,
+    ) -> Result<(), ElfError> {
         let mut at = symbols.start;
         while at < symbols.end {
             let chunk =
                 self.file.read_at(at, (symbols.end - at).min(CHUNK_BYTES / ENTRY_BYTES * ENTRY_BYTES))?;
-            for entry in chunk.chunks_exact(ENTRY_BYTES as usize) {
-                if let Some(symbol) = defined_symbol(entry, &matches)
-                    && self.code_offset(symbol.address).is_some()
-                {
-                    if found.len() >= MAX_FOUND {
-                        return Err(ElfError::Malformed("symbol table (too many allocation functions)"));
-                    }
-                    found.push(symbol);
-                }
-            }
+            chunk.chunks_exact(ENTRY_BYTES as usize).try_for_each(&mut take)?;
             if chunk.len() < ENTRY_BYTES as usize {
                 break;
             }
             at += chunk.len() as u64;
         }
         Ok(())
+    }
+
+    /// Whether a function begins at an address and no other one runs into it from before, by symbols and unwind
+    /// information. `false` also where the file says nothing about it.
+    pub fn begins_function(&self, address: u64) -> bool {
+        let extent = self.function_extent(address);
+        if extent.as_ref().is_some_and(|extent| extent.start < address) {
+            return false;
+        }
+        let (mut begins, mut is_inside) = (extent.is_some(), false);
+        let section = self.section(elf::SHT_SYMTAB).map(|(symbols, _)| symbols);
+        let dynamic = self.dynamic_tables().map(|(symbols, _)| symbols);
+        for symbols in section.into_iter().chain(dynamic) {
+            let bytes = symbols.end.saturating_sub(symbols.start).min(MAX_SYMBOLS * ENTRY_BYTES);
+            let read = self.each_entry(symbols.start..symbols.start.saturating_add(bytes), |entry| {
+                if let Some(function) = defined_function(entry) {
+                    begins |= function.start == address;
+                    is_inside |= function.start < address && address < function.end;
+                }
+                Ok(())
+            });
+            if read.is_err() {
+                return false;
+            }
+        }
+        begins && !is_inside
     }
 
     /// Offsets in the string table at which one of the names stands.
@@ -221,6 +256,14 @@ impl ElfFile<'_> {
 fn is_defined(entry: &[u8]) -> Option<bool> {
     let section = super::u16_at(entry, 6)?;
     Some(section != elf::SHN_UNDEF && section != elf::SHN_ABS)
+}
+
+/// The addresses of a symbol that is a function.
+fn defined_function(entry: &[u8]) -> Option<Range<u64>> {
+    let is_function = matches!(entry.get(4)? & 0xf, elf::STT_FUNC | elf::STT_GNU_IFUNC);
+    (is_function && is_defined(entry)?).then_some(())?;
+    let start = u64_at(entry, 8)?;
+    Some(start..start.saturating_add(u64_at(entry, 16)?))
 }
 
 fn defined_symbol(entry: &[u8], matches: &HashMap<u32, usize>) -> Option<Symbol> {

@@ -10,8 +10,8 @@ use crate::model::{
     memory::{MemoryView, WatchView},
     overhead::OverheadView,
     snapshot::{
-        AllocatorView, BlockView, Confidence, ContainerView, Exited, Finding, MappingTotals, Mode, SiteView,
-        Snapshot, TargetView, Totals,
+        AllocatorView, BlockView, Confidence, ContainerView, Exited, Finding, Harm, MappingTotals, Mode,
+        SiteView, Snapshot, TargetView, Totals,
     },
 };
 
@@ -68,6 +68,8 @@ pub(super) struct TargetDetails {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     oom_killed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
+    harm: Option<HarmDetails>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     container: Option<ContainerDetails>,
     #[serde(skip_serializing_if = "Option::is_none")]
     unseen_ns: Option<u64>,
@@ -89,6 +91,29 @@ pub(super) struct TargetDetails {
     memory: Option<MemoryDetails>,
     #[serde(skip_serializing_if = "Option::is_none")]
     overhead: Option<OverheadDetails>,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct HarmDetails {
+    reason: String,
+    function: Option<String>,
+    module: Option<String>,
+    module_offset: Option<u64>,
+}
+
+impl From<&Harm> for HarmDetails {
+    fn from(harm: &Harm) -> Self {
+        let Harm { reason, function, module, module_offset } = harm.clone();
+        HarmDetails { reason, function, module, module_offset }
+    }
+}
+
+impl From<HarmDetails> for Harm {
+    fn from(details: HarmDetails) -> Self {
+        let HarmDetails { reason, function, module, module_offset } = details;
+        Harm { reason, function, module, module_offset }
+    }
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -283,6 +308,7 @@ impl From<&TargetView> for TargetDetails {
             cmdline: view.cmdline.clone(),
             exited: view.exited.map(|exited| (exited.code, exited.signal)),
             oom_killed: view.exited.is_some_and(|exited| exited.oom_killed),
+            harm: view.harm.as_ref().map(HarmDetails::from),
             container: view.container.as_ref().map(ContainerDetails::from),
             unseen_ns: view.unseen_ns,
             execed: view.execed,
@@ -325,6 +351,7 @@ impl From<TargetDetails> for TargetView {
                 signal,
                 oom_killed: details.oom_killed,
             }),
+            harm: details.harm.map(Harm::from),
             container: details.container.map(ContainerView::from),
             unseen_ns: details.unseen_ns,
             execed: details.execed,

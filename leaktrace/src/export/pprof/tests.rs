@@ -19,8 +19,8 @@ use crate::{
         memory::{Memory, MemoryView, WatchView, WatchedView},
         overhead::{GovernorState, OverheadView},
         snapshot::{
-            AllocatorView, BlockView, Confidence, ContainerView, Exited, Finding, Frame, MappingTotals, Mode,
-            SiteKind, SiteView, Snapshot, TargetView, Totals,
+            AllocatorView, BlockView, Confidence, ContainerView, Exited, Finding, Frame, Harm, MappingTotals,
+            Mode, SiteKind, SiteView, Snapshot, TargetView, Totals,
         },
     },
     symbolize::reason,
@@ -383,7 +383,10 @@ fn target() -> impl Strategy<Value = TargetView> {
                 }
             },
         );
-    let place = (option::of(container), option::of(any::<u64>()));
+    let harm = (name(), words(), words(), option::of(any::<u64>())).prop_map(
+        |(reason, function, module, module_offset)| Harm { reason, function, module, module_offset },
+    );
+    let place = (option::of(container), option::of(any::<u64>()), option::of(harm));
     let counts = || proptest::collection::btree_map(name(), any::<u64>(), 0..3);
     (
         (any::<u32>(), any::<i64>(), any::<i64>(), name(), name(), option::of(exited), any::<bool>()),
@@ -391,7 +394,7 @@ fn target() -> impl Strategy<Value = TargetView> {
         (sites(), any::<u64>(), totals(), counts(), counts(), any::<[u64; 5]>()),
         (place, option::of(memory()), option::of(overhead())),
     )
-        .prop_map(|(who, sums, rest, ((container, unseen_ns), memory, overhead))| {
+        .prop_map(|(who, sums, rest, ((container, unseen_ns, harm), memory, overhead))| {
             let (pid, start_time, since, comm, cmdline, exited, execed) = who;
             let (parent, allocators, totals, growth_bytes_per_second, optional) = sums;
             let (sites, sites_cut, cut_totals, stack_ends, losses, mappings) = rest;
@@ -402,6 +405,7 @@ fn target() -> impl Strategy<Value = TargetView> {
                 comm,
                 cmdline,
                 exited,
+                harm,
                 execed,
                 parent,
                 container,

@@ -2,7 +2,7 @@
 use super::*;
 use crate::model::{
     estimate::Moments,
-    snapshot::{ContainerView, Exited, Finding, Totals},
+    snapshot::{ContainerView, Exited, Finding, Harm, Totals},
 };
 
 fn named(function: &str) -> Frame {
@@ -167,4 +167,21 @@ fn a_death_by_lack_of_memory_is_told_apart() {
         ..Default::default()
     };
     assert_eq!(state(&target), " (killed because memory ran out)");
+}
+
+#[test]
+fn a_death_by_tracing_is_said_where_the_process_is_shown() {
+    let view = snapshot_of(TargetView {
+        pid: 7,
+        comm: "shop".to_owned(),
+        exited: Some(Exited { signal: Some(5), ..Exited::default() }),
+        harm: Some(Harm { reason: "SIGTRAP at the breakpoint of a\x1b[m".to_owned(), ..Harm::default() }),
+        ..TargetView::default()
+    });
+    let text = snapshot(&view, Style::default());
+    assert!(text.contains("PID 7 shop (killed by signal 5, probably by tracing): "), "{text}");
+    assert!(
+        text.contains("\n  probably killed by tracing: SIGTRAP at the breakpoint of a\\u{1b}[m\n"),
+        "{text}"
+    );
 }

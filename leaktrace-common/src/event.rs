@@ -23,6 +23,8 @@ pub enum Kind {
     OutOfMemory = 8,
     /// Memory of a stack that could not be walked to its end: [`StackCopy`].
     Copy = 9,
+    /// A process has been given a bigger table of live blocks: [`Life`], with its index in LIVE as the child.
+    Grown = 10,
 }
 
 /// Why a process that is not traced is looked at.
@@ -44,8 +46,8 @@ pub const MOVED_PID: [u64; 2] = [20, 24];
 impl Kind {
     /// The kind with this number.
     pub fn from_code(code: u32) -> Option<Kind> {
-        use Kind::{Appeared, Call, Copy, Exec, Exit, Fork, Mapping, OutOfMemory, Stack};
-        [Fork, Exec, Exit, Mapping, Call, Stack, Appeared, OutOfMemory, Copy]
+        use Kind::{Appeared, Call, Copy, Exec, Exit, Fork, Grown, Mapping, OutOfMemory, Stack};
+        [Fork, Exec, Exit, Mapping, Call, Stack, Appeared, OutOfMemory, Copy, Grown]
             .into_iter()
             .find(|kind| *kind as u32 == code)
     }

@@ -74,11 +74,6 @@ impl TraceOptions {
         let calls_bytes = if self.trace_calls { CALLS_BYTES } else { self.sizes.calls_bytes };
         Sizes { calls_bytes, ..self.sizes }
     }
-
-    /// Tables of live blocks to keep for children. An empty one takes 64 KiB.
-    pub fn spare_tables(&self) -> usize {
-        16
-    }
 }
 
 impl Default for TraceOptions {

@@ -19,6 +19,8 @@ use super::{btf::Btf, private_stacks, private_stacks::PrivateStacks, sys};
 /// The object that build.rs embeds; empty when the kernel toolchain was missing at build time.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/leaktrace.bpf.o"));
 
+/// Tables of live blocks that are kept for children of targets; an empty one takes 64 KiB.
+pub const SPARE_TABLES: u32 = 16;
 /// Room for bigger tables of live blocks that no process has yet.
 const READY_TABLES: u32 = 16;
 
@@ -82,8 +84,8 @@ impl KernelObject {
         let offsets = ExitOffsets::of_kernel();
         let log_level: u8 = if debug { 0xff } else { 0 };
         let samples = u8::from(samples);
-        // One more for what is nobody's.
-        let slots = sizes.targets.saturating_add(1).min(SLOTS);
+        // One more for what is nobody's, and those that are kept for children.
+        let slots = sizes.targets.saturating_add(1 + SPARE_TABLES).min(SLOTS);
         let (near_sites, sites) = near::split(sizes.sites, near::SITES);
         let (near_threads, threads) = near::split(sizes.threads, near::THREADS);
         let mut loader = EbpfLoader::new();

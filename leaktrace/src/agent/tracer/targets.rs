@@ -17,7 +17,7 @@ use crate::{
         stillness::Stillness,
         target::{Attached, Care, KeptBlocks, Recording, Tracked},
     },
-    attach::plan::EmulatedClasses,
+    attach::{object::SPARE_TABLES, plan::EmulatedClasses},
     discover::{
         maps as process_maps,
         process::{self, Process, Seccomp},
@@ -119,7 +119,7 @@ impl Tracer {
 
     pub(super) fn keep_spares(&mut self) {
         if self.options.follow
-            && let Err(error) = self.maps.keep_spares(&self.kernel, self.options.spare_tables())
+            && let Err(error) = self.maps.keep_spares(&self.kernel, SPARE_TABLES as usize)
         {
             tracing::debug!(error = format!("{error:#}"), "no table can be kept for children");
         }

@@ -160,29 +160,8 @@ pub static RULES: Array<Rule, MAX_RULES, { BPF_F_MMAPABLE as usize }> = Array::n
 #[btf_map]
 pub static PAGES: Array<Page, 65536, { BPF_F_MMAPABLE as usize }> = Array::new();
 
-/// Executable mappings by process slot: user space makes the inner map of a slot when a process first has it. Written by
-/// user space, two copies each; the exec tracepoint sets `loading`, the mmap tracepoint says what has changed since. As
-/// many as there can be targets.
+/// Executable mappings by process slot. Written by user space, two copies each; the exec tracepoint sets
+/// `loading`, the mmap tracepoint says what has changed since. As many as there can be targets. Not made on demand: every
+/// step of a walk looks here, and one more look-up would cost each of them 1 %.
 #[btf_map]
-static MAPPINGS: ArrayOfMaps<Array<ProcessMappings, 1, { BPF_F_MMAPABLE as usize }>, 256> =
-    ArrayOfMaps::new();
-
-/// Access to [`MAPPINGS`].
-pub struct ProcessMaps;
-
-/// The executable mappings of processes.
-pub static PROCESS_MAPS: ProcessMaps = ProcessMaps;
-
-impl ProcessMaps {
-    /// Those of a slot, if a process ever had it.
-    #[inline(always)]
-    pub fn get_ptr(&self, slot: u32) -> Option<*const ProcessMappings> {
-        MAPPINGS.get(slot)?.get_ptr(0)
-    }
-
-    /// The same, to be written.
-    #[inline(always)]
-    pub fn get_ptr_mut(&self, slot: u32) -> Option<*mut ProcessMappings> {
-        MAPPINGS.get(slot)?.get_ptr_mut(0)
-    }
-}
+pub static PROCESS_MAPS: Array<ProcessMappings, 256, { BPF_F_MMAPABLE as usize }> = Array::new();

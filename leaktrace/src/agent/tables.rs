@@ -148,7 +148,7 @@ impl Tables {
         let slabs = Arrays::of(kernel, "UNWIND_ROWS", SLAB_ROWS * size_of::<Row>())?;
         let (pages, page_count) = shared("PAGES", size_of::<Page>())?;
         let (rules, _) = shared("RULES", size_of::<Rule>())?;
-        let processes = Arrays::of(kernel, "MAPPINGS", size_of::<ProcessMappings>())?;
+        let processes = Arrays::parts_of(kernel, "PROCESS_MAPS", size_of::<ProcessMappings>())?;
         let capacity = Capacity {
             slabs: u16::try_from(slabs.capacity()).unwrap_or(u16::MAX),
             pages: page_count,

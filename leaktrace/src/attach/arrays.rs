@@ -1,5 +1,5 @@
-//! Kernel arrays in a map of maps, each made when it is first written to: what is not used takes no memory, neither the
-//! kernel's nor this process's.
+//! Kernel arrays of which each is needed when something is first written to it: what is not used takes no memory of this
+//! process, nor, in a map of maps, of the kernel.
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result};
@@ -11,27 +11,32 @@ use super::{
     sys,
 };
 
-/// Arrays of one value each, by their index in the map of maps.
+/// Arrays of one value each, by their index.
 pub struct Arrays {
-    outer: OwnedFd,
-    inner: InnerMaps,
+    map: OwnedFd,
+    /// What makes them; none where they are the values of one array.
+    inner: Option<InnerMaps>,
     value_bytes: usize,
     made: Vec<Option<SharedArray>>,
 }
 
 impl Arrays {
-    /// Those of the map of maps `outer`; none is made yet.
+    /// Those in the map of maps `outer`; none is made yet.
     ///
     /// # Errors
     /// When the object has no such map.
     pub fn of(kernel: &KernelObject, outer: &str, value_bytes: usize) -> Result<Arrays> {
-        let capacity = kernel.map(outer)?.info()?.max_entries() as usize;
-        Ok(Arrays {
-            outer: kernel.map_fd(outer)?.try_clone_to_owned()?,
-            inner: kernel.inner_maps(outer)?,
-            value_bytes,
-            made: (0..capacity).map(|_| None).collect(),
-        })
+        Ok(Arrays { inner: Some(kernel.inner_maps(outer)?), ..Arrays::parts_of(kernel, outer, value_bytes)? })
+    }
+
+    /// The values of an array, each of which is mapped when it is needed.
+    ///
+    /// # Errors
+    /// When the object has no such map.
+    pub fn parts_of(kernel: &KernelObject, name: &str, value_bytes: usize) -> Result<Arrays> {
+        let capacity = kernel.map(name)?.info()?.max_entries() as usize;
+        let map = kernel.map_fd(name)?.try_clone_to_owned()?;
+        Ok(Arrays { map, inner: None, value_bytes, made: (0..capacity).map(|_| None).collect() })
     }
 
     /// How many there can be.
@@ -39,7 +44,7 @@ impl Arrays {
         u32::try_from(self.made.len()).unwrap_or(u32::MAX)
     }
 
-    /// An array, if it was made.
+    /// An array, if it was needed before.
     pub fn get(&self, index: u32) -> Option<&SharedArray> {
         self.made.get(index as usize)?.as_ref()
     }
@@ -53,13 +58,22 @@ impl Arrays {
         match place {
             Some(array) => Ok(array),
             None => {
-                let map = self.inner.make(None)?;
-                let array = SharedArray::map(map.as_fd(), self.value_bytes)
-                    .context("mapping an array of the kernel")?;
-                sys::map_update(self.outer.as_fd(), bytes_of(&index), &map.as_raw_fd().to_ne_bytes())
-                    .context("handing out an array")?;
+                let array = make(&self.map, self.inner.as_ref(), index, self.value_bytes)?;
                 Ok(place.insert(array))
             }
         }
     }
+}
+
+fn make(map: &OwnedFd, inner: Option<&InnerMaps>, index: u32, value_bytes: usize) -> Result<SharedArray> {
+    const MAPPING: &str = "mapping an array of the kernel";
+    let Some(inner) = inner else {
+        let offset = index as usize * value_bytes;
+        return SharedArray::map_part(map.as_fd(), offset, value_bytes).context(MAPPING);
+    };
+    let made = inner.make(None)?;
+    let array = SharedArray::map(made.as_fd(), value_bytes).context(MAPPING)?;
+    sys::map_update(map.as_fd(), bytes_of(&index), &made.as_raw_fd().to_ne_bytes())
+        .context("handing out an array")?;
+    Ok(array)
 }

@@ -102,7 +102,7 @@ impl KernelObject {
             .map_max_entries("THREADS", threads)
             .map_max_entries("NEAR_THREADS", near_threads)
             .map_max_entries("UNWIND_ROWS", sizes.slabs)
-            .map_max_entries("MAPPINGS", sizes.targets)
+            .map_max_entries("PROCESS_MAPS", sizes.targets)
             .map_max_entries("COPIES", sizes.copies << 20)
             .map_max_entries("CALLS", sizes.calls_bytes)
             .override_global("TASK_EXIT_CODE", &offsets.task_exit_code, true)

@@ -2,6 +2,9 @@
 //!
 //! Without that toolchain everything still compiles, with an empty object: `cargo check`, `clippy` and unit
 //! tests need no kernel side. A binary built so says at run time what is missing.
+#[path = "build/strip.rs"]
+mod strip;
+
 use std::{collections::HashMap, env, fs, path::Path, path::PathBuf, process::Command};
 
 /// Written by `cargo xtask setup`: one `NAME=value` a line.
@@ -12,7 +15,14 @@ fn main() {
     let root = package.parent().map(Path::to_path_buf).unwrap_or(package);
     let kernel = root.join("leaktrace-ebpf");
     let object = PathBuf::from(variable("OUT_DIR")).join("leaktrace.bpf.o");
-    for path in ["leaktrace-ebpf/src", "leaktrace-ebpf/Cargo.toml", "leaktrace-common/src", TOOLCHAIN_FILE] {
+    for path in [
+        "leaktrace-ebpf/src",
+        "leaktrace-ebpf/Cargo.toml",
+        "leaktrace-common/src",
+        "leaktrace/build.rs",
+        "leaktrace/build",
+        TOOLCHAIN_FILE,
+    ] {
         println!("cargo:rerun-if-changed={}", root.join(path).display());
     }
     let built = match fs::read_to_string(root.join(TOOLCHAIN_FILE)) {
@@ -71,6 +81,9 @@ fn build(kernel: &Path, object: &Path, toolchain: &HashMap<String, String>) -> R
         std::process::exit(1);
     }
     let built = target.join("bpfel-unknown-none/release/leaktrace-ebpf");
-    fs::copy(&built, object).map_err(|error| format!("cannot copy {}: {error}", built.display()))?;
+    let whole = fs::read(&built).map_err(|error| format!("cannot read {}: {error}", built.display()))?;
+    let slim = strip::without_debug_information(&whole)
+        .ok_or_else(|| format!("{} is not an object of the kernel toolchain", built.display()))?;
+    fs::write(object, slim).map_err(|error| format!("cannot write {}: {error}", object.display()))?;
     Ok(())
 }

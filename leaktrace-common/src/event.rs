@@ -25,6 +25,8 @@ pub enum Kind {
     Copy = 9,
     /// A signal that ends programs is delivered to a traced process, which has no handler for it: [`FatalSignal`].
     Signal = 10,
+    /// A process has been given a bigger table of live blocks: [`Life`], with its index in LIVE as the child.
+    Grown = 11,
 }
 
 /// Why a process that is not traced is looked at.
@@ -46,8 +48,8 @@ pub const MOVED_PID: [u64; 2] = [20, 24];
 impl Kind {
     /// The kind with this number.
     pub fn from_code(code: u32) -> Option<Kind> {
-        use Kind::{Appeared, Call, Copy, Exec, Exit, Fork, Mapping, OutOfMemory, Signal, Stack};
-        [Fork, Exec, Exit, Mapping, Call, Stack, Appeared, OutOfMemory, Copy, Signal]
+        use Kind::{Appeared, Call, Copy, Exec, Exit, Fork, Grown, Mapping, OutOfMemory, Signal, Stack};
+        [Fork, Exec, Exit, Mapping, Call, Stack, Appeared, OutOfMemory, Copy, Signal, Grown]
             .into_iter()
             .find(|kind| *kind as u32 == code)
     }

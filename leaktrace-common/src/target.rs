@@ -24,10 +24,40 @@ pub struct Target {
     pub stack_depth: u32,
     /// Key of the process's table of live blocks in the LIVE map.
     pub table: u32,
+    /// The bigger tables that it has come to need: [`Bigger`] as one word.
+    pub bigger: u64,
 }
-assert_layout!(Target, size = 48, align = 8);
+assert_layout!(Target, size = 56, align = 8);
 // SAFETY: `repr(C)`, integers only, no padding (asserted by its size).
 unsafe impl Plain for Target {}
+
+/// The bigger tables of live blocks of a process: indices in the LIVE map, behind the slots; 0 where it has none. A kernel
+/// program that finds the process's tables full puts one here that user space keeps ready. None is taken back before the
+/// process is let go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bigger {
+    /// The one that is needed first.
+    pub middle: u32,
+    /// The one that has room for all the rest.
+    pub large: u32,
+}
+
+impl Bigger {
+    /// Of a process that is let go: nothing can be put here any more, and nothing is found by it.
+    pub const CLOSED: Bigger = Bigger { middle: u32::MAX, large: u32::MAX };
+
+    /// Unpacks [`Target::bigger`].
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Bigger {
+        Bigger { middle: word as u32, large: (word >> 32) as u32 }
+    }
+
+    /// Packs it.
+    #[inline(always)]
+    pub const fn to_word(self) -> u64 {
+        self.middle as u64 | (self.large as u64) << 32
+    }
+}
 
 /// No mapping table yet: stacks stop at their first frame with `NoMapping`.
 pub const NO_SLOT: u32 = u32::MAX;

@@ -129,9 +129,8 @@ pub extern "C" fn restore_old(thread: *mut Thread, slot: u32) -> u32 {
     }
     let Some(target) = TARGETS.get(slot) else { return 0 };
     // SAFETY: see [`crate::walk::walk_frames`].
-    let thread = unsafe { &mut *thread };
-    let (pointer, old) = (thread.call.pointer, thread.call.old);
-    site::restore(target, thread, pointer, &old);
+    let (pointer, old) = unsafe { ((*thread).call.pointer, &raw const (*thread).call.old) };
+    site::restore(target, thread, pointer, old);
     1
 }
 

@@ -91,7 +91,7 @@ fn settle(tgid: u32, like: Target, table: u32) -> Option<*mut Target> {
     let entry = TARGETS.get_ptr_mut(slot_of_table(table))?;
     let flags = like.flags | flags::SHARED_SLOT;
     // SAFETY: an entry that nothing refers to until the process is in PROCESSES.
-    unsafe { *entry = Target { owner: tgid, flags, table, ..like } };
+    unsafe { *entry = Target { owner: tgid, flags, table, bigger: 0, ..like } };
     if PROCESSES.insert(tgid, Process { table, generation: like.generation }, 0).is_err() {
         let _ = SPARE_TABLES.push(table, 0);
         return None;

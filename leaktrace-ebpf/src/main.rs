@@ -24,6 +24,7 @@ mod reuse;
 mod sample;
 mod site;
 mod stack;
+mod tables;
 mod target;
 mod thread;
 mod walk;

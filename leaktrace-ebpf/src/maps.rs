@@ -59,10 +59,20 @@ pub static FILTER: Array<[u32; FILTER_LENGTH], 1, { BPF_F_MMAPABLE as usize }> =
 #[btf_map]
 pub static SPARE_TABLES: Queue<u32, 64> = Queue::new();
 
-/// Live blocks: one inner map per process, by slot, so that a noisy process cannot push out another's blocks. User
-/// space makes the inner maps (`--max-blocks` entries), programs fill them. Full: the allocation is counted as
-/// `blocks_full` and not recorded; nothing is ever evicted, because the oldest blocks are the leak. Each thread may leave
-/// a few entries of blocks that it has freed ([`crate::parked`]). An inner map is replaced only when its process is gone.
+/// Indices in LIVE of bigger tables that no process uses yet: see [`crate::tables`]. User space keeps a few in each, a
+/// program whose process's tables are full takes one out. Empty: the allocation is counted as `blocks_full`.
+#[btf_map]
+pub static MIDDLE_TABLES: Queue<u32, 64> = Queue::new();
+
+/// As [`MIDDLE_TABLES`]: those with room for the rest of `--max-blocks`.
+#[btf_map]
+pub static LARGE_TABLES: Queue<u32, 64> = Queue::new();
+
+/// Live blocks: inner maps for each process, so that a noisy process cannot push out another's blocks: a small one by
+/// slot, and bigger ones behind the slots ([`crate::tables`]). User space makes them (`--max-blocks` entries in all),
+/// programs fill them. Full: the allocation is counted as `blocks_full` and not recorded; nothing is ever evicted, because
+/// the oldest blocks are the leak. Each thread may leave a few entries of blocks that it has freed ([`crate::parked`]). An
+/// inner map is replaced only when its process is gone.
 #[btf_map]
 pub static LIVE: ArrayOfMaps<
     HashMap<u64, Block, 1048576, { BPF_F_NO_PREALLOC as usize }>,
@@ -122,10 +132,25 @@ pub static COPIES: RingBuf<event::StackCopy, 16777216> = RingBuf::new();
 #[btf_map]
 pub static CALLS: RingBuf<event::Call, 4194304> = RingBuf::new();
 
-/// Unwind rows: user space writes them through a shared mapping, the walker reads. The number of slabs is the
-/// memory budget for unwind tables.
+/// Unwind rows: user space makes a slab when it has something to write into it, and writes through a shared mapping; the
+/// walker reads. The number of slabs is the memory budget for unwind tables.
 #[btf_map]
-pub static SLABS: Array<[Row; SLAB_ROWS], 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+static UNWIND_ROWS: ArrayOfMaps<Array<[Row; SLAB_ROWS], 1, { BPF_F_MMAPABLE as usize }>, 64> =
+    ArrayOfMaps::new();
+
+/// Access to [`UNWIND_ROWS`].
+pub struct Slabs;
+
+/// The slabs of unwind rows.
+pub static SLABS: Slabs = Slabs;
+
+impl Slabs {
+    /// The rows of a slab, if user space has made it.
+    #[inline(always)]
+    pub fn get_ptr(&self, slab: u32) -> Option<*const [Row; SLAB_ROWS]> {
+        UNWIND_ROWS.get(slab)?.get_ptr(0)
+    }
+}
 
 /// Unwind rules, shared by all files. Written by user space.
 #[btf_map]
@@ -136,6 +161,7 @@ pub static RULES: Array<Rule, MAX_RULES, { BPF_F_MMAPABLE as usize }> = Array::n
 pub static PAGES: Array<Page, 65536, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// Executable mappings by process slot. Written by user space, two copies each; the exec tracepoint sets
-/// `loading`, the mmap tracepoint says what has changed since. As many as there can be targets.
+/// `loading`, the mmap tracepoint says what has changed since. As many as there can be targets. Not made on demand: every
+/// step of a walk looks here, and one more look-up would cost each of them 1 %.
 #[btf_map]
 pub static PROCESS_MAPS: Array<ProcessMappings, 256, { BPF_F_MMAPABLE as usize }> = Array::new();

@@ -9,9 +9,9 @@
 //! and reused for another address has another mark. Who finds an entry *claimed* sees the few instructions in which
 //! another thread writes or removes it.
 use core::{hint::black_box, ptr};
-use leaktrace_common::heap::Block;
+use leaktrace_common::{heap::Block, hook::slot_of_table, target::Target};
 
-use crate::{count::exchange_if, thread::Thread};
+use crate::{count::exchange_if, tables, thread::Thread};
 
 /// Blocks that a thread may leave: a power of two.
 const PLACES: usize = 8;
@@ -39,21 +39,21 @@ impl Parked {
     }
 }
 
-/// A process's table of live blocks.
-type Live =
+/// A table of live blocks.
+pub type Live =
     aya_ebpf::btf_maps::HashMap<u64, Block, 1_048_576, { aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize }>;
 
-/// Takes the live block at `address` out and leaves its entry in the table; a block of an earlier image of the process,
-/// which has another `generation`, is removed.
+/// Takes the live block at `address` out of a table of `target` and leaves its entry there; a block of an earlier image of
+/// the process is removed.
 #[inline(always)]
-pub fn take(thread: &mut Thread, live: &Live, address: u64, generation: u16) -> Option<Block> {
+pub fn take(target: &Target, thread: &mut Thread, live: &Live, address: u64) -> Option<Block> {
     let entry = live.get_ptr_mut(address)?;
     // SAFETY: the entry stays as long as the program runs; what it holds is plain, and nobody writes a live one.
     let block = unsafe { *entry };
     if !block.is_live() {
         return None;
     }
-    if block.generation != generation {
+    if block.generation != target.generation as u16 {
         let _ = live.remove(address);
         return None;
     }
@@ -65,7 +65,11 @@ pub fn take(thread: &mut Thread, live: &Live, address: u64, generation: u16) -> 
     parked.next = parked.next.wrapping_add(1);
     let longest_ago = core::mem::replace(place, address);
     if longest_ago != 0 {
-        remove(live, longest_ago);
+        if tables::bigger(target) == 0 {
+            remove(live, longest_ago);
+        } else {
+            tables::remove_left(slot_of_table(target.table), longest_ago);
+        }
     }
     Some(block)
 }
@@ -91,6 +95,19 @@ pub fn put_back(thread: &mut Thread, live: &Live, address: u64, block: &Block) -
     false
 }
 
+/// Strikes an entry off the thread's list, because its block is about to be taken over.
+#[inline(always)]
+pub fn strike_off(parked: &mut Parked, address: u64) {
+    let mut place = 0;
+    while place < PLACES {
+        let left = &mut parked.addresses[black_box(place) & (PLACES - 1)];
+        if *left == address {
+            *left = 0;
+        }
+        place += 1;
+    }
+}
+
 /// Puts `block` into the table, where somebody has left an entry at its address or is removing one.
 #[inline(always)]
 pub fn insert_over(live: &Live, address: u64, block: &Block) -> bool {
@@ -104,15 +121,15 @@ pub fn insert_over(live: &Live, address: u64, block: &Block) -> bool {
     false
 }
 
-/// Removes all entries that the thread has left.
+/// Removes all entries that the thread has left in the tables of the process with this slot.
 #[inline(always)]
-pub fn remove_all(thread: &mut Thread, live: &Live) {
+pub fn remove_all(parked: &mut Parked, slot: u32) {
     let mut place = 0;
     while place < PLACES {
-        let address = &mut thread.parked.addresses[black_box(place) & (PLACES - 1)];
+        let address = &mut parked.addresses[black_box(place) & (PLACES - 1)];
         let address = core::mem::replace(address, 0);
         if address != 0 {
-            remove(live, address);
+            tables::remove_left(slot, address);
         }
         place += 1;
     }
@@ -120,7 +137,7 @@ pub fn remove_all(thread: &mut Thread, live: &Live) {
 
 /// Writes `block` into the entry at `address`, if that is marked as freed.
 #[inline(always)]
-fn take_over(live: &Live, address: u64, block: &Block) -> bool {
+pub fn take_over(live: &Live, address: u64, block: &Block) -> bool {
     let Some(entry) = live.get_ptr_mut(address) else { return false };
     if !change_mark(entry, Block::freed_mark(address), Block::claimed_mark(address)) {
         return false;
@@ -140,7 +157,7 @@ fn take_over(live: &Live, address: u64, block: &Block) -> bool {
 
 /// Removes the entry at `address`, if it is marked as freed.
 #[inline(always)]
-fn remove(live: &Live, address: u64) {
+pub fn remove(live: &Live, address: u64) {
     let Some(entry) = live.get_ptr_mut(address) else { return };
     if change_mark(entry, Block::freed_mark(address), Block::claimed_mark(address)) {
         let _ = live.remove(address);

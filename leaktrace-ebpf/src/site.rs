@@ -13,7 +13,9 @@ use leaktrace_common::{
 use crate::{
     count::{add, add32, count, exchange_if},
     maps::{LIVE, NEAR_SITES, NEW_SITE, SITES},
-    parked, sample,
+    parked,
+    parked::Live,
+    sample, tables,
     thread::Thread,
 };
 
@@ -25,7 +27,7 @@ const EEXIST: i32 = -17;
 /// Whether a block that is freed leaves its entry in the table for the next one. Where processes are sampled, a block
 /// seldom comes to lie where one was.
 #[inline(always)]
-fn parks() -> bool {
+pub fn parks() -> bool {
     !sample::is_possible()
 }
 
@@ -47,50 +49,39 @@ pub fn record(target: &Target, thread: &mut Thread, address: u64, block: &Block)
     true
 }
 
-/// Puts a block into the process's table; whether there was room.
+/// Puts a block into a table of the process; whether there was room.
 #[inline(always)]
 fn insert(target: &Target, thread: &mut Thread, address: u64, block: &Block) -> bool {
-    let Some(live) = LIVE.get(slot_of_table(target.table)) else { return false };
-    if parks() && parked::put_back(thread, live, address, block) {
-        return true;
-    }
-    match live.insert(address, block, NO_EXIST) {
-        Ok(()) => true,
-        Err(EEXIST) => {
-            // The allocator handed out an address that is still in the table: its free was missed.
-            if let Some(missed) = take_out(target, address) {
-                end(target, &missed, block.born_ns);
-                count(target, Counter::MissedFrees);
-            }
-            if parks() {
-                parked::insert_over(live, address, block)
-            } else {
-                live.insert(address, block, NO_EXIST).is_ok()
-            }
+    let slot = slot_of_table(target.table);
+    if tables::bigger(target) == 0 {
+        let Some(live) = LIVE.get(slot) else { return false };
+        if parks() && parked::put_back(thread, live, address, block) {
+            return true;
         }
-        Err(_) if parks() => {
-            parked::remove_all(thread, live);
-            live.insert(address, block, NO_EXIST).is_ok()
+        if live.insert(address, block, NO_EXIST).is_ok() {
+            return true;
         }
-        Err(_) => false,
     }
+    tables::insert_anywhere(thread, slot, address, block) != 0
 }
 
-/// Takes the block at `address` out of the process's table. A block of an earlier image of the process is
+/// Takes the block at `address` out of the process's tables. A block of an earlier image of the process is
 /// dropped: its memory went with that image.
 #[inline(always)]
 pub fn take(target: &Target, thread: &mut Thread, address: u64) -> Option<Block> {
-    if !parks() {
-        return take_out(target, address);
-    }
-    let live = LIVE.get(slot_of_table(target.table))?;
-    parked::take(thread, live, address, target.generation as u16)
+    let live = LIVE.get(tables::with_block(target, address))?;
+    if parks() { parked::take(target, thread, live, address) } else { remove(target, live, address) }
 }
 
 /// As [`take`], and leaves no entry.
 #[inline(always)]
 pub fn take_out(target: &Target, address: u64) -> Option<Block> {
-    let live = LIVE.get(slot_of_table(target.table))?;
+    remove(target, LIVE.get(tables::with_block(target, address))?, address)
+}
+
+/// Takes the block at `address` out of a table.
+#[inline(always)]
+pub fn remove(target: &Target, live: &Live, address: u64) -> Option<Block> {
     // SAFETY: the value is copied at once; a concurrent free of the same address would be the program's bug.
     let block = *unsafe { live.get(address) }?;
     if !block.is_live() {
@@ -104,28 +95,27 @@ pub fn take_out(target: &Target, address: u64) -> Option<Block> {
 /// A thread of the process ends: the entries that it has left go.
 #[inline(always)]
 pub fn forget_thread(target: &Target, thread: &mut Thread) {
-    if parks()
-        && let Some(live) = LIVE.get(slot_of_table(target.table))
-    {
-        parked::remove_all(thread, live);
+    if parks() {
+        parked::remove_all(&mut thread.parked, slot_of_table(target.table));
     }
 }
 
-/// Whether the process's table has a block at `address`.
+/// Whether the process has a block at `address`.
 #[inline(always)]
 pub fn is_live(target: &Target, address: u64) -> bool {
-    let Some(live) = LIVE.get(slot_of_table(target.table)) else { return false };
+    let Some(live) = LIVE.get(tables::with_block(target, address)) else { return false };
     // SAFETY: only its mark is looked at.
     unsafe { live.get(address) }.is_some_and(Block::is_live)
 }
 
 /// Puts a block back that [`take`] took.
 #[inline(always)]
-pub fn restore(target: &Target, thread: &mut Thread, address: u64, block: &Block) {
+pub fn restore(target: &Target, thread: *mut Thread, address: u64, block: *const Block) {
     sample::count_up(address);
-    if !insert(target, thread, address, block) {
+    if tables::insert_anywhere(thread, slot_of_table(target.table), address, block) == 0 {
         sample::count_down(address);
-        end(target, block, now_ns());
+        // SAFETY: the caller passes a block that stays as long as the program runs, and that nobody else writes.
+        end(target, unsafe { &*block }, now_ns());
         count(target, Counter::BlocksFull);
     }
 }

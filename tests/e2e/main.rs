@@ -15,6 +15,7 @@ mod libraries;
 mod life;
 mod mappings;
 mod mappings_life;
+mod memory;
 mod output;
 mod packaging;
 mod programs;

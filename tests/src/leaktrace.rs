@@ -6,7 +6,7 @@ use crate::{
 };
 use anyhow::{Context, Result, anyhow, bail};
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio},
     time::{Duration, Instant},
 };
@@ -90,7 +90,19 @@ impl Leaktrace {
 
     /// Starts any command line whose standard output is summaries; does not wait.
     pub fn spawn(words: &[&str]) -> Result<Leaktrace> {
-        let mut command = command(words)?;
+        Leaktrace::start(command(words)?)
+    }
+
+    /// The same in a control group: `group` is its folder.
+    pub fn spawn_in(group: &Path, words: &[&str]) -> Result<Leaktrace> {
+        let inner = command(words)?;
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(group.join("cgroup.procs"));
+        command.arg(inner.get_program()).args(inner.get_args());
+        Leaktrace::start(command)
+    }
+
+    fn start(mut command: Command) -> Result<Leaktrace> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
         let stdout: ChildStdout = child.stdout.take().context("no standard output")?;

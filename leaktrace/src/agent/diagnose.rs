@@ -72,7 +72,8 @@ fn kernel_programs(checks: &[Check], kind: Option<LinkKind>) -> Check {
         return Check::bad(TOPIC, Level::Unknown, "not tried", "get what is missing first");
     };
     let began = Instant::now();
-    let sizes = Sizes { targets: 1, sites: 64, stacks: 64, threads: 64, slabs: 1, copies: 1 };
+    let sizes =
+        Sizes { targets: 1, sites: 64, stacks: 64, threads: 64, slabs: 1, copies: 1, calls_bytes: 4096 };
     let loaded = KernelObject::load(&sizes, true, false)
         .and_then(|kernel| Programs::load_all(&kernel, kind).map(|_| kernel.verified_instructions()));
     match loaded {

@@ -68,11 +68,11 @@ impl TraceOptions {
         self.sample_interval_bytes > 0
     }
 
-    /// Tables of live blocks to keep for children. An empty one takes 16 bytes for each block that fits.
-    pub fn spare_tables(&self) -> usize {
-        const BUDGET_BYTES: usize = 64 << 20;
-        const MOST: usize = 16;
-        (BUDGET_BYTES / (16 * self.max_blocks.max(1) as usize)).clamp(2, MOST)
+    /// Sizes of the kernel maps: those of what is not asked for are the smallest.
+    pub fn kernel_sizes(&self) -> Sizes {
+        const CALLS_BYTES: u32 = 4 << 20;
+        let calls_bytes = if self.trace_calls { CALLS_BYTES } else { self.sizes.calls_bytes };
+        Sizes { calls_bytes, ..self.sizes }
     }
 }
 

@@ -23,7 +23,7 @@ use super::{
     options::UnwindMode,
 };
 use crate::{
-    attach::{object::KernelObject, shared::SharedArray},
+    attach::{arrays::Arrays, object::KernelObject, shared::SharedArray},
     discover::{
         maps::MapEntry,
         object::{FileIdentity, ObjectFile},
@@ -100,10 +100,10 @@ pub struct Tables {
     too_large: HashSet<TableKey>,
     /// References to be dropped once no walk uses the table.
     resting: VecDeque<(Instant, TableKey)>,
-    slabs: SharedArray,
+    slabs: Arrays,
     pages: SharedArray,
     rules: SharedArray,
-    processes: SharedArray,
+    processes: Arrays,
     free_slots: Vec<u32>,
     /// Tables came that processes' mappings do not name yet.
     has_news: bool,
@@ -145,15 +145,16 @@ impl Tables {
                 .with_context(|| format!("mapping the kernel map {name}"))?;
             Ok((array, entries))
         };
-        let (slabs, slab_count) = shared("SLABS", SLAB_ROWS * size_of::<Row>())?;
+        let slabs = Arrays::of(kernel, "UNWIND_ROWS", SLAB_ROWS * size_of::<Row>())?;
         let (pages, page_count) = shared("PAGES", size_of::<Page>())?;
         let (rules, _) = shared("RULES", size_of::<Rule>())?;
-        let (processes, slot_count) = shared("PROCESS_MAPS", size_of::<ProcessMappings>())?;
+        let processes = Arrays::parts_of(kernel, "PROCESS_MAPS", size_of::<ProcessMappings>())?;
         let capacity = Capacity {
-            slabs: u16::try_from(slab_count).unwrap_or(u16::MAX),
+            slabs: u16::try_from(slabs.capacity()).unwrap_or(u16::MAX),
             pages: page_count,
             rules: MAX_RULES as u16,
         };
+        let slot_count = processes.capacity();
         let mut tables = Tables {
             mode,
             store: Store::new(capacity),
@@ -186,12 +187,19 @@ impl Tables {
     /// A slot for a process, or none when all are taken (its stacks then have one frame).
     pub fn open(&mut self) -> ProcessTables {
         let slot = if self.mode == UnwindMode::FramePointers { None } else { self.free_slots.pop() };
+        if let Some(slot) = slot
+            && let Err(error) = self.processes.get_or_make(slot)
+        {
+            tracing::warn!(error = format!("{error:#}"), "a process's stacks will be cut");
+            self.free_slots.push(slot);
+            return ProcessTables::default();
+        }
         ProcessTables { slot, ..ProcessTables::default() }
     }
 
     /// How often the process has mapped code; to be read before the news that [`Tables::publish`] shall cover.
     pub fn changes(&self, process: &ProcessTables) -> u32 {
-        process.slot.map_or(0, |slot| self.processes.changes(slot))
+        process.slot.and_then(|slot| self.processes.get(slot)).map_or(0, |mappings| mappings.changes(0))
     }
 
     /// The code of a process by all its mappings from /proc/PID/maps.
@@ -222,7 +230,8 @@ impl Tables {
     /// the news was read. Tables that are not needed any more are given up.
     pub fn publish(&mut self, pid: u32, process: &mut ProcessTables, regions: &Regions<Code>, covered: u32) {
         let Some(slot) = process.slot else { return };
-        if !process.is_changed && !self.processes.is_pending(slot) {
+        let is_pending = self.processes.get(slot).is_some_and(|mappings| mappings.is_pending(0));
+        if !process.is_changed && !is_pending {
             return;
         }
         let mut held = HashSet::new();
@@ -238,7 +247,9 @@ impl Tables {
             }
         }
         let layout = regions.layout(|region| self.place(region));
-        self.processes.publish(slot, &layout.mappings, covered);
+        if let Ok(mappings) = self.processes.get_or_make(slot) {
+            mappings.publish(0, &layout.mappings, covered);
+        }
         for key in process.held.difference(&held) {
             self.resting.push_back((Instant::now(), key.clone()));
         }
@@ -311,8 +322,10 @@ impl Tables {
     /// Gives up a process's slot and tables.
     pub fn close(&mut self, process: ProcessTables) {
         if let Some(slot) = process.slot {
-            let changes = self.processes.changes(slot);
-            self.processes.publish(slot, &[], changes);
+            if let Ok(mappings) = self.processes.get_or_make(slot) {
+                let changes = mappings.changes(0);
+                mappings.publish(0, &[], changes);
+            }
             self.free_slots.push(slot);
         }
         let now = Instant::now();
@@ -451,7 +464,8 @@ impl Tables {
             let written = match write {
                 Write::Rules { first, rules } => self.rules.write(first as usize, &rules),
                 Write::Slab { slab, first_row, rows } => {
-                    self.slabs.write(usize::from(slab) * SLAB_ROWS + first_row as usize, &rows)
+                    let slab = self.slabs.get_or_make(u32::from(slab));
+                    slab.is_ok_and(|slab| slab.write(first_row as usize, &rows))
                 }
                 Write::Pages { first, pages } => self.pages.write(first as usize, &pages),
             };
@@ -468,8 +482,8 @@ impl Rules for Tables {
         let page =
             u32::try_from(offset >> PAGE_SHIFT).ok().filter(|&page| page < u32::from(mapping.pages))?;
         let page: Page = self.pages.read(mapping.first_page.checked_add(page)? as usize)?;
-        let slab = usize::from(page.slab) * SLAB_ROWS;
-        let row = |index: u32| self.slabs.read::<Row>(slab + index as usize);
+        let slab = self.slabs.get(u32::from(page.slab))?;
+        let row = |index: u32| slab.read::<Row>(index as usize);
         let low_bits = (offset & ((1 << PAGE_SHIFT) - 1)) as u32;
         let (mut low, mut high) = (page.first, page.first.checked_add(u32::from(page.rows))?);
         while low < high {

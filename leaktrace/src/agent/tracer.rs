@@ -126,12 +126,14 @@ impl Tracer {
     pub fn new(options: TraceOptions, selection: Selection) -> Result<Tracer> {
         let host = Host::read();
         preflight::demand(&host)?;
-        let mut kernel = KernelObject::load(&options.sizes, options.samples(), options.debug)?;
+        let sizes = options.kernel_sizes();
+        let mut kernel = KernelObject::load(&sizes, options.samples(), options.debug)?;
         let tracefs = Tracefs::find()?;
         let link = options.link.unwrap_or_else(LinkKind::best);
         let kills_filtered = preflight::may_kill_filtered(host.version())
             && selftest::return_probe_kills_filtered(link).unwrap_or(true);
-        let maps = Maps::of(&kernel, options.max_blocks, options.samples())?;
+        let max_blocks = if options.growth_only { 1 } else { options.max_blocks };
+        let maps = Maps::of(&kernel, max_blocks, options.samples())?;
         let tables = Tables::new(&kernel, options.unwind)?;
         let is_bounded = options.governor.is_some() && !options.growth_only;
         let costs = if is_bounded { TrapCosts::measure(link) } else { TrapCosts::typical(link) };

@@ -7,6 +7,7 @@
 //! layer over bpf(2) and perf_event_open(2), `minimal` the smallest programs, `private_stacks` what keeps programs on
 //! the stack of their thread.
 
+pub mod arrays;
 pub mod btf;
 pub mod capabilities;
 pub mod costs;

@@ -19,6 +19,11 @@ use super::{btf::Btf, hidden::Feature, private_stacks, private_stacks::PrivateSt
 /// The object that build.rs embeds; empty when the kernel toolchain was missing at build time.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/leaktrace.bpf.o"));
 
+/// Tables of live blocks that are kept for children of targets; an empty one takes 64 KiB.
+pub const SPARE_TABLES: u32 = 16;
+/// Room for bigger tables of live blocks that no process has yet.
+const READY_TABLES: u32 = 16;
+
 /// Sizes of the maps that depend on options.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
@@ -34,11 +39,21 @@ pub struct Sizes {
     pub slabs: u32,
     /// MiB for the memory of stacks whose tables are missing: a power of two.
     pub copies: u32,
+    /// Bytes for the records of single calls: a power of two, a page at least.
+    pub calls_bytes: u32,
 }
 
 impl Default for Sizes {
     fn default() -> Sizes {
-        Sizes { targets: 256, sites: 64_000, stacks: 262_144, threads: 16_384, slabs: 64, copies: 16 }
+        Sizes {
+            targets: 256,
+            sites: 64_000,
+            stacks: 262_144,
+            threads: 16_384,
+            slabs: 64,
+            copies: 8,
+            calls_bytes: 4096,
+        }
     }
 }
 
@@ -49,7 +64,8 @@ pub struct KernelObject {
     btf: Option<OwnedFd>,
     knows_exit_status: bool,
     private_stacks: PrivateStacks,
-    block_table: aya_obj::Map,
+    /// The templates of maps in maps, by the name of the outer one.
+    inner_maps: HashMap<String, aya_obj::Map>,
     verified: Mutex<BTreeMap<String, u32>>,
 }
 
@@ -69,8 +85,8 @@ impl KernelObject {
         let syscall_work = syscall_work_offset();
         let log_level: u8 = if debug { 0xff } else { 0 };
         let samples = u8::from(samples);
-        // One more for what is nobody's.
-        let slots = sizes.targets.saturating_add(1).min(SLOTS);
+        // One more for what is nobody's, and those that are kept for children.
+        let slots = sizes.targets.saturating_add(1 + SPARE_TABLES).min(SLOTS);
         let (near_sites, sites) = near::split(sizes.sites, near::SITES);
         let (near_threads, threads) = near::split(sizes.threads, near::THREADS);
         let mut loader = EbpfLoader::new();
@@ -79,15 +95,17 @@ impl KernelObject {
             .map_max_entries("PROCESSES", sizes.targets)
             .map_max_entries("TALLIES", slots)
             .map_max_entries("HITS", slots)
-            .map_max_entries("LIVE", slots)
+            // A process may have two bigger tables besides the one at its slot, and a few are kept ready.
+            .map_max_entries("LIVE", 3 * slots + READY_TABLES)
             .map_max_entries("SITES", sites)
             .map_max_entries("NEAR_SITES", near_sites)
             .map_max_entries("STACK_IDS", sizes.stacks)
             .map_max_entries("THREADS", threads)
             .map_max_entries("NEAR_THREADS", near_threads)
-            .map_max_entries("SLABS", sizes.slabs)
+            .map_max_entries("UNWIND_ROWS", sizes.slabs)
             .map_max_entries("PROCESS_MAPS", sizes.targets)
             .map_max_entries("COPIES", sizes.copies << 20)
+            .map_max_entries("CALLS", sizes.calls_bytes)
             .override_global("TASK_EXIT_CODE", &offsets.task_exit_code, true)
             .override_global("TASK_SIGNAL", &offsets.task_signal, true)
             .override_global("TASK_SYSCALL_WORK", &syscall_work, true)
@@ -99,8 +117,8 @@ impl KernelObject {
         let ebpf = loader.load(OBJECT).context("the kernel refuses the maps")?;
         let mut object = aya_obj::Object::parse(OBJECT).context("the kernel object cannot be parsed")?;
         let btf = load_type_information(&mut object)?;
-        let block_table = object.maps.get("LIVE").and_then(aya_obj::Map::inner);
-        let block_table = block_table.context("the kernel object says nothing of tables of live blocks")?;
+        let inner = |(name, map): (&String, &aya_obj::Map)| Some((name.clone(), map.inner()?));
+        let inner_maps = object.maps.iter().filter_map(inner).collect();
         relocate(&mut object, &ebpf)?;
         let private_stacks = PrivateStacks::of_kernel();
         private_stacks.demand()?;
@@ -111,7 +129,7 @@ impl KernelObject {
             btf,
             knows_exit_status,
             private_stacks,
-            block_table,
+            inner_maps,
             verified: Mutex::default(),
         })
     }
@@ -169,18 +187,24 @@ impl KernelObject {
         verified.iter().map(|(name, count)| (name.clone(), *count)).collect()
     }
 
-    /// Makes a table of live blocks for a process, with room for `max_blocks`. It has the type information of the
-    /// template in LIVE: kernels up to 6.1 take only tables that agree with it in that (`bpf_map_meta_equal`).
+    /// Makes a map that the map of maps `outer` can hold: see [`InnerMaps::make`].
     ///
     /// # Errors
     /// When the kernel refuses it.
-    pub fn make_block_table(&self, max_blocks: u32) -> Result<OwnedFd> {
-        let mut definition = self.block_table.clone();
-        definition.set_max_entries(max_blocks);
-        let btf = self.btf.as_ref().map(|fd| fd.as_fd());
-        let table =
-            MapData::create(definition, "leaktrace_live", btf).context("making a table of live blocks")?;
-        Ok(table.fd().as_fd().try_clone_to_owned()?)
+    pub fn make_inner(&self, outer: &str, max_entries: Option<u32>) -> Result<OwnedFd> {
+        self.inner_maps(outer)?.make(max_entries)
+    }
+
+    /// What makes maps for the map of maps `outer`.
+    ///
+    /// # Errors
+    /// When the object has no such map.
+    pub fn inner_maps(&self, outer: &str) -> Result<InnerMaps> {
+        let template = self.inner_maps.get(outer);
+        let template =
+            template.with_context(|| format!("the kernel object says nothing of maps in {outer}"))?;
+        let btf = self.btf.as_ref().map(OwnedFd::try_clone).transpose()?;
+        Ok(InnerMaps { name: outer.to_lowercase(), template: template.clone(), btf })
     }
 
     /// What this kernel does about private stacks.
@@ -212,6 +236,31 @@ impl KernelObject {
     /// aya's view, to take maps from.
     pub fn ebpf_mut(&mut self) -> &mut Ebpf {
         &mut self.ebpf
+    }
+}
+
+/// Makes maps for a map of maps.
+pub struct InnerMaps {
+    name: String,
+    template: aya_obj::Map,
+    btf: Option<OwnedFd>,
+}
+
+impl InnerMaps {
+    /// Makes one with room for `max_entries`, or for as many as the template. It has the type information of the
+    /// template: kernels up to 6.1 take only maps that agree with it in that (`bpf_map_meta_equal`).
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn make(&self, max_entries: Option<u32>) -> Result<OwnedFd> {
+        let mut definition = self.template.clone();
+        if let Some(max_entries) = max_entries {
+            definition.set_max_entries(max_entries);
+        }
+        let btf = self.btf.as_ref().map(|fd| fd.as_fd());
+        let map = MapData::create(definition, &self.name, btf)
+            .with_context(|| format!("making a map for {}", self.name))?;
+        Ok(map.fd().as_fd().try_clone_to_owned()?)
     }
 }
 

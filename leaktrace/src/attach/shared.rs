@@ -17,7 +17,11 @@ use leaktrace_common::{
 pub struct SharedArray {
     base: NonNull<u8>,
     bytes: usize,
+    /// Bytes of the mapping before `base`.
+    skipped: usize,
 }
+
+const PAGE_BYTES: usize = 4096;
 
 // SAFETY: the mapping belongs to the process, not to a thread; writers have `&mut`.
 unsafe impl Send for SharedArray {}
@@ -31,17 +35,29 @@ impl SharedArray {
     /// # Errors
     /// The system call's error.
     pub fn map(map: BorrowedFd<'_>, bytes: usize) -> io::Result<SharedArray> {
-        let bytes = bytes.next_multiple_of(4096);
+        SharedArray::map_part(map, 0, bytes)
+    }
+
+    /// Maps `bytes` of the values of an array map from `offset` on.
+    ///
+    /// # Errors
+    /// The system call's error.
+    pub fn map_part(map: BorrowedFd<'_>, offset: usize, bytes: usize) -> io::Result<SharedArray> {
+        let skipped = offset % PAGE_BYTES;
+        let length = (skipped + bytes).next_multiple_of(PAGE_BYTES);
+        let first = libc::off_t::try_from(offset - skipped).map_err(io::Error::other)?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice.
-        let base = unsafe {
-            libc::mmap(std::ptr::null_mut(), bytes, protection, libc::MAP_SHARED, map.as_raw_fd(), 0)
+        let start = unsafe {
+            libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, map.as_raw_fd(), first)
         };
-        if base == libc::MAP_FAILED {
+        if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned NULL"))?;
-        Ok(SharedArray { base, bytes })
+        let start = NonNull::new(start.cast::<u8>()).ok_or_else(|| io::Error::other("mmap returned NULL"))?;
+        // SAFETY: less than a page, and the mapping has one at least.
+        let base = unsafe { start.add(skipped) };
+        Ok(SharedArray { base, bytes: length - skipped, skipped })
     }
 
     /// Copies `values` to the place of value number `index` and after it; `false` when they do not fit.
@@ -144,8 +160,10 @@ impl SharedArray {
 
 impl Drop for SharedArray {
     fn drop(&mut self) {
-        // SAFETY: the mapping was made by `map` and is not used after this.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
+        // SAFETY: the mapping begins so far before.
+        let start = unsafe { self.base.as_ptr().sub(self.skipped) };
+        // SAFETY: the mapping was made by `map_part` and is not used after this.
+        unsafe { libc::munmap(start.cast(), self.skipped + self.bytes) };
     }
 }
 

@@ -80,6 +80,8 @@ pub enum Event {
     OutOfMemory(Life),
     /// A traced process takes a signal that ends it.
     Signal(FatalSignal),
+    /// A traced process has been given a bigger table of live blocks.
+    Grown(Life),
     /// Its memory, where it was cut for want of a table.
     Copy(CopyRecord),
 }
@@ -92,6 +94,7 @@ impl Event {
             | Event::Exec(life)
             | Event::Exit(life)
             | Event::Appeared(life)
+            | Event::Grown(life)
             | Event::OutOfMemory(life) => life.header.time_ns,
             Event::Mapping(change) => change.header.time_ns,
             Event::Call(call) => call.header.time_ns,
@@ -109,6 +112,7 @@ pub fn event(bytes: &[u8]) -> Option<Event> {
         Kind::Fork => Event::Fork(read(bytes)?),
         Kind::Exec => Event::Exec(read(bytes)?),
         Kind::Exit => Event::Exit(read(bytes)?),
+        Kind::Grown => Event::Grown(read(bytes)?),
         Kind::Mapping => Event::Mapping(read(bytes)?),
         Kind::Call => Event::Call(read(bytes)?),
         Kind::Stack => Event::Stack(stack(header, bytes)?),

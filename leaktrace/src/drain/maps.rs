@@ -14,11 +14,12 @@ use leaktrace_common::{
     hook::{Hits, slot_of_table},
     read,
     sample::{FILTER_LENGTH, filter_index},
-    target::{NOBODY, NOBODYS_SLOT, Process, Target},
+    target::{Bigger, NOBODY, NOBODYS_SLOT, Process, Target},
 };
 
 use super::{
     batch,
+    bigger::{BiggerTable, BiggerTables, TableSizes},
     sites::Sites,
     slots::{SlotLease, Slots},
     targets::Targets,
@@ -59,12 +60,13 @@ impl Tally {
     }
 }
 
-/// A table of live blocks that is not needed any more. Dropping it waits until no program can be looking at it.
+/// The tables of live blocks of a process that is gone. Dropping them waits until no program can be looking at them.
 pub struct RetiredTable {
     live: Arc<OwnedFd>,
     filter: Option<Arc<Filter>>,
-    max_blocks: u32,
+    sizes: TableSizes,
     table: Table,
+    bigger: Vec<BiggerTable>,
 }
 
 /// A process's table of live blocks, and the slot that goes with it.
@@ -75,19 +77,22 @@ struct Table {
 
 impl Drop for RetiredTable {
     fn drop(&mut self) {
-        if let Some(filter) = &self.filter {
+        let slots = self.bigger.iter().map(|bigger| bigger.index).chain([self.table.lease.slot()]);
+        for slot in slots {
+            let _ = sys::map_delete(self.live.as_fd(), bytes_of(&slot));
+        }
+        let Some(filter) = &self.filter else { return };
+        for map in self.bigger.iter().map(|bigger| &bigger.map).chain([&self.table.map]) {
             let mut addresses: Vec<u64> = Vec::new();
-            let read = batch::for_each(self.table.map.as_fd(), self.max_blocks, |address, _: Block| {
-                addresses.push(address);
-            });
+            let read =
+                batch::for_each(map.as_fd(), self.sizes.small, |address, _: Block| addresses.push(address));
             if let Err(error) = read {
                 tracing::debug!(%error, "blocks of a process that is gone stay in the filter");
             }
             for address in addresses {
-                filter.delete(&self.table.map, address);
+                filter.delete(map, address);
             }
         }
-        let _ = sys::map_delete(self.live.as_fd(), bytes_of(&self.table.lease.slot()));
     }
 }
 
@@ -122,12 +127,13 @@ pub struct Maps {
     slots: Slots,
     tables: HashMap<u32, Table>,
     table_of: HashMap<u32, u32>,
-    max_blocks: u32,
+    bigger: BiggerTables,
+    sizes: TableSizes,
     cpus: usize,
 }
 
 impl Maps {
-    /// The maps of a loaded object. `max_blocks` is the size of each process's table of live blocks.
+    /// The maps of a loaded object. `max_blocks` is how many live blocks of each process there is room for.
     ///
     /// # Errors
     /// When the object lacks a map.
@@ -136,21 +142,25 @@ impl Maps {
         let size = |name: &str| -> Result<u32> { Ok(kernel.map(name)?.info()?.max_entries()) };
         let filter = |fd| SharedArray::map(fd, FILTER_LENGTH * 4).context("mapping the kernel map FILTER");
         let filter = samples.then(|| kernel.map_fd("FILTER").and_then(filter)).transpose()?;
+        let live = Arc::new(own("LIVE")?);
+        let sizes = TableSizes::of(max_blocks);
+        let places = (size("TARGETS")?, size("LIVE")?);
         Ok(Maps {
+            bigger: BiggerTables::of(kernel, &live, places, sizes)?,
             targets: Targets::map(kernel.map_fd("TARGETS")?, size("TARGETS")?)?,
             processes: own("PROCESSES")?,
             tallies: own("TALLIES")?,
             hits: own("HITS")?,
             filter: filter.map(|filter| Arc::new(Filter(filter))),
             threads: Threads::of(kernel)?,
-            live: Arc::new(own("LIVE")?),
+            live,
             sites: Sites::of(kernel)?,
             stack_ids: own("STACK_IDS")?,
             spare_tables: own("SPARE_TABLES")?,
             slots: Slots::new(size("TARGETS")?),
             tables: HashMap::new(),
             table_of: HashMap::new(),
-            max_blocks,
+            sizes,
             cpus: aya::util::nr_cpus().map_err(|(path, error)| anyhow::anyhow!("{path}: {error}"))?,
         })
     }
@@ -162,6 +172,11 @@ impl Maps {
     pub fn prepare(&mut self, kernel: &KernelObject, pid: u32) -> Result<u32> {
         let table = self.make_table(kernel).with_context(|| format!("process {pid}"))?;
         self.table_of.insert(pid, table);
+        let kept = self.keep_bigger(kernel);
+        if kept.is_err() {
+            drop(self.forget(pid));
+        }
+        kept.with_context(|| format!("process {pid}"))?;
         Ok(table)
     }
 
@@ -185,8 +200,17 @@ impl Maps {
         Ok(())
     }
 
+    /// Keeps bigger tables ready for processes that may come to need them.
+    ///
+    /// # Errors
+    /// When a table cannot be made.
+    pub fn keep_bigger(&mut self, kernel: &KernelObject) -> Result<()> {
+        let used: Vec<Bigger> = self.table_of.values().map(|table| self.targets.bigger(*table)).collect();
+        self.bigger.keep(kernel, &used)
+    }
+
     fn make_table(&mut self, kernel: &KernelObject) -> Result<u32> {
-        let map = kernel.make_block_table(self.max_blocks)?;
+        let map = kernel.make_inner("LIVE", Some(self.sizes.small))?;
         let (table, lease) = self.slots.take().context("there are as many targets as there can be")?;
         let slot = lease.slot();
         // When this is done, no program is left that has found the slot for the process which had it before: the kernel
@@ -195,12 +219,17 @@ impl Maps {
             .context("handing out a table of live blocks")?;
         let zeros = vec![0u8; TALLY_WORDS * 8 * self.cpus];
         sys::map_update(self.tallies.as_fd(), bytes_of(&slot), &zeros).context("making counters")?;
+        self.targets.open(table);
         self.tables.insert(table, Table { map, lease });
         Ok(table)
     }
 
-    fn table(&self, pid: u32) -> Option<&OwnedFd> {
-        self.tables.get(self.table_of.get(&pid)?).map(|table| &table.map)
+    /// The tables that may have live blocks of a process.
+    fn tables(&self, pid: u32) -> impl Iterator<Item = &OwnedFd> {
+        let table = self.table_of.get(&pid);
+        let bigger = table.map(|table| self.targets.bigger(*table)).unwrap_or_default();
+        let first = table.and_then(|table| self.tables.get(table)).map(|table| &table.map);
+        self.bigger.maps(bigger).chain(first)
     }
 
     /// Starts tracing a process, or changes how it is traced.
@@ -239,8 +268,9 @@ impl Maps {
         self.stop(pid);
         let table = self.table_of.remove(&pid)?;
         let (live, filter) = (Arc::clone(&self.live), self.filter.clone());
+        let bigger = self.bigger.take(self.targets.close(table));
         let table = self.tables.remove(&table)?;
-        Some(RetiredTable { live, filter, max_blocks: self.max_blocks, table })
+        Some(RetiredTable { live, filter, sizes: self.sizes, table, bigger })
     }
 
     /// Drops the state of threads whose exits will not be seen.
@@ -290,33 +320,38 @@ impl Maps {
     /// # Errors
     /// The system call's error.
     pub fn for_each_block(&self, pid: u32, mut each: impl FnMut(u64, Block)) -> io::Result<()> {
-        let Some(map) = self.table(pid) else { return Ok(()) };
-        batch::for_each(map.as_fd(), self.max_blocks, |address, block: Block| {
-            if block.is_live() {
-                each(address, block);
-            }
-        })
+        for map in self.tables(pid) {
+            batch::for_each(map.as_fd(), self.sizes.small, |address, block: Block| {
+                if block.is_live() {
+                    each(address, block);
+                }
+            })?;
+        }
+        Ok(())
     }
 
     /// Deletes live blocks of a process by address.
     pub fn delete_blocks(&self, pid: u32, addresses: &[u64]) {
-        for address in addresses {
-            self.delete_block(pid, *address);
+        for map in self.tables(pid) {
+            for address in addresses {
+                self.delete(map, *address);
+            }
         }
     }
 
     /// Deletes the block at `address` if it is still the one born at `born_ns`; whether it was.
     pub fn delete_block_born(&self, pid: u32, address: u64, born_ns: u64) -> bool {
-        let Some(map) = self.table(pid) else { return false };
-        let mut bytes = [0; size_of::<Block>()];
-        let found = sys::map_lookup(map.as_fd(), bytes_of(&address), &mut bytes);
-        let is_same = matches!(found, Ok(true))
-            && read::<Block>(&bytes).is_some_and(|block| block.born_ns == born_ns && block.is_live());
-        is_same && self.delete_block(pid, address)
+        self.tables(pid).any(|map| {
+            let mut bytes = [0; size_of::<Block>()];
+            let found = sys::map_lookup(map.as_fd(), bytes_of(&address), &mut bytes);
+            let is_same = matches!(found, Ok(true))
+                && read::<Block>(&bytes).is_some_and(|block| block.born_ns == born_ns && block.is_live());
+            is_same && self.delete(map, address)
+        })
     }
 
-    fn delete_block(&self, pid: u32, address: u64) -> bool {
-        let Some(map) = self.table(pid) else { return false };
+    /// Deletes the block at an address from a table; whether it was there.
+    fn delete(&self, map: &OwnedFd, address: u64) -> bool {
         match &self.filter {
             Some(filter) => filter.delete(map, address),
             None => matches!(sys::map_delete(map.as_fd(), bytes_of(&address)), Ok(true)),

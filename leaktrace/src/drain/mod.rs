@@ -2,6 +2,7 @@
 //! calls; `slots` says whose place in the kernel's arrays is whose, `targets` writes what is traced, `sites` reads what was counted.
 
 pub mod batch;
+pub mod bigger;
 pub mod decode;
 pub mod maps;
 pub mod perf_ring;

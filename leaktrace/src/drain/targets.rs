@@ -7,7 +7,7 @@ use leaktrace_common::{
     bytes_of,
     hook::slot_of_table,
     read,
-    target::{Target, flags},
+    target::{Bigger, Target, flags},
 };
 
 use crate::attach::shared::SharedArray;
@@ -35,6 +35,27 @@ impl Targets {
         }
         let target: Target = read(words.map(u32::to_ne_bytes).as_flattened())?;
         (target.table == table && target.flags & flags::TRACED != 0).then_some(target)
+    }
+
+    /// The bigger tables of live blocks that the process with this one has been given, traced or not.
+    pub fn bigger(&self, table: u32) -> Bigger {
+        let word = self.0.word64(place(table) + offset_of!(Target, bigger));
+        Bigger::from_word(word.map_or(0, |word| word.load(Ordering::Acquire)))
+    }
+
+    /// A table of live blocks was made: whoever gets it has no bigger one.
+    pub fn open(&self, table: u32) {
+        self.swap_bigger(table, Bigger::default());
+    }
+
+    /// The process is let go: no program gives it a bigger table any more. Those that it has.
+    pub fn close(&self, table: u32) -> Bigger {
+        self.swap_bigger(table, Bigger::CLOSED)
+    }
+
+    fn swap_bigger(&self, table: u32, bigger: Bigger) -> Bigger {
+        let word = self.0.word64(place(table) + offset_of!(Target, bigger));
+        Bigger::from_word(word.map_or(0, |word| word.swap(bigger.to_word(), Ordering::AcqRel)))
     }
 
     /// Fills the entry of a new target, which no program looks at yet.

@@ -59,6 +59,7 @@ impl Tracer {
     /// Takes in everything that the kernel has sent. Call it whenever a ring is readable.
     pub fn drain(&mut self) {
         while self.drain_batch() == BATCH {}
+        self.keep_bigger();
         self.look_again();
         self.finish_copies();
         self.naming.name_some(NAMED_AT_A_TIME, &self.stacks, &mut self.symbolizer);
@@ -127,6 +128,7 @@ impl Tracer {
             Event::Appeared(life) => self.appeared(life),
             Event::OutOfMemory(life) => self.out_of_memory(life),
             Event::Signal(signal) => self.signalled(signal),
+            Event::Grown(_) => self.keep_bigger(),
             Event::Call(_) => {}
         }
     }

@@ -17,7 +17,7 @@ use crate::{
         stillness::Stillness,
         target::{Attached, Care, KeptBlocks, Recording, Tracked},
     },
-    attach::{live_text::LiveText, plan::EmulatedClasses},
+    attach::{live_text::LiveText, object::SPARE_TABLES, plan::EmulatedClasses},
     discover::{
         hazard, maps as process_maps, moved,
         process::{self, Process, Seccomp},
@@ -73,6 +73,7 @@ impl Tracer {
     pub(super) fn adopt(&mut self, pid: u32, parent: u32, settings: Target) {
         self.maps.adopt(pid, &settings);
         self.keep_spares();
+        self.keep_bigger();
         let facts = process::inspect(pid).ok();
         let Some(origin) = self.targets.get(&parent) else { return };
         let heap_before_bytes = origin.heap_before_bytes;
@@ -123,9 +124,17 @@ impl Tracer {
 
     pub(super) fn keep_spares(&mut self) {
         if self.options.follow
-            && let Err(error) = self.maps.keep_spares(&self.kernel, self.options.spare_tables())
+            && let Err(error) = self.maps.keep_spares(&self.kernel, SPARE_TABLES as usize)
         {
             tracing::debug!(error = format!("{error:#}"), "no table can be kept for children");
+        }
+    }
+
+    /// Keeps bigger tables ready for processes whose first ones will not do. Where that fails, what finds no room is
+    /// counted.
+    pub(super) fn keep_bigger(&mut self) {
+        if let Err(error) = self.maps.keep_bigger(&self.kernel) {
+            tracing::debug!(error = format!("{error:#}"), "no bigger table can be kept ready");
         }
     }
 
@@ -244,6 +253,7 @@ impl Tracer {
             sample_interval_bytes: tracked.sample_interval_bytes,
             stack_depth: options.stack_depth,
             table: tracked.table,
+            bigger: 0,
         }
     }
 

@@ -41,6 +41,10 @@ assert_layout!(Block, size = 32, align = 8);
 // SAFETY: `repr(C)`, integers only, no padding (asserted by its size).
 unsafe impl Plain for Block {}
 
+/// Bit of a key in a table of live blocks whose block lies at the address without it: the entry at that address was being
+/// removed when the block was recorded, by a thread that did not get to run.
+pub const SET_ASIDE: u64 = 1 << 63;
+
 /// The bit that marks a block as freed. No stack's hash has it.
 const FREED: u64 = 1 << 63;
 /// The bit that marks it as being written or removed.

@@ -1,9 +1,9 @@
 //! Process life: fork, exec, exit, death by lack of memory and by signals that probes can cause, as events; thread entries go with their thread.
 use aya_ebpf::{
-    EbpfContext as _, Global,
+    EbpfContext, Global,
     helpers::{bpf_probe_read_kernel, generated::bpf_get_current_task},
-    macros::tracepoint,
-    programs::TracePointContext,
+    macros::{raw_tracepoint, tracepoint},
+    programs::{RawTracePointContext, TracePointContext},
 };
 use aya_log_ebpf::debug;
 use leaktrace_common::{
@@ -44,6 +44,8 @@ const SIGNAL_GROUP_EXIT: u32 = 4;
 #[unsafe(no_mangle)]
 static TASK_EXIT_CODE: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
+static TASK_PID: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
 static TASK_SIGNAL: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static SIGNAL_LIVE: Global<u32> = Global::new(0);
@@ -52,27 +54,51 @@ static SIGNAL_GROUP_EXIT_CODE: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static SIGNAL_FLAGS: Global<u32> = Global::new(0);
 
+// Each of the three comes twice: at a raw tracepoint, and for kernels without type information at the other kind, which
+// the kernel passes over while any task on the processor is inside bpf(2).
+
+/// A task was made: the task, its flags.
+#[raw_tracepoint]
+fn raw_fork(context: RawTracePointContext) -> i32 {
+    own_stack::keep();
+    let child = read_kernel(argument(&context, 0), TASK_PID.load());
+    forked(&context, child, Some(argument(&context, 1)));
+    0
+}
+
 #[tracepoint]
 fn process_fork(context: TracePointContext) -> u32 {
     own_stack::keep();
-    let Some((tid, tgid, target)) = traced() else { return 0 };
-    if target.flags & flags::FOLLOW == 0 {
-        return 0;
-    }
     // SAFETY: the record's layout is part of the tracepoint.
-    let (Ok(child), Ok(clone_flags)) =
-        (unsafe { (context.read_at::<u32>(NEWTASK_PID), context.read_at::<u64>(NEWTASK_CLONE_FLAGS)) })
-    else {
+    let (child, clone_flags) =
+        unsafe { (context.read_at::<u32>(NEWTASK_PID), context.read_at::<u64>(NEWTASK_CLONE_FLAGS)) };
+    forked(&context, child.ok(), clone_flags.ok());
+    0
+}
+
+#[inline(always)]
+fn forked<C: EbpfContext>(context: &C, child: Option<u32>, clone_flags: Option<u64>) {
+    let Some((tid, tgid, target)) = traced() else { return };
+    if target.flags & flags::FOLLOW == 0 {
+        return;
+    }
+    let (Some(child), Some(clone_flags)) = (child, clone_flags) else {
         count(&target, Counter::EventsDropped);
-        return 0;
+        return;
     };
     if clone_flags & CLONE_THREAD == 0 {
-        debug!(&context, "process {} makes process {} with flags {:x}", tgid, child, clone_flags);
+        debug!(context, "process {} makes process {} with flags {:x}", tgid, child, clone_flags);
         adopt(child, &target, clone_flags & CLONE_VM != 0);
         let header = header(Kind::Fork, tid, tgid, &target);
         send(&target, Life { header, child, status: 0, clone_flags });
     }
-    0
+}
+
+/// An argument of a raw tracepoint.
+#[inline(always)]
+fn argument(context: &RawTracePointContext, position: usize) -> u64 {
+    // SAFETY: the callers ask for arguments that the tracepoint has.
+    unsafe { core::ptr::read_volatile(context.as_ptr().cast::<u64>().add(position)) }
 }
 
 /// Makes the child of a traced process a target before it runs.
@@ -99,14 +125,29 @@ fn settle(tgid: u32, like: Target, table: u32) -> Option<*mut Target> {
     Some(entry)
 }
 
+/// Another program was executed: the task, the id that its thread had before.
+#[raw_tracepoint]
+fn raw_exec(context: RawTracePointContext) -> i32 {
+    own_stack::keep();
+    executed(&context, Some(argument(&context, 1) as u32));
+    0
+}
+
 #[tracepoint]
 fn process_exec(context: TracePointContext) -> u32 {
     own_stack::keep();
-    let Some((tid, tgid, before)) = traced() else { return 0 };
-    debug!(&context, "process {} executes another program", tgid);
-    // The thread that executes it takes over the id of the process's first one, which has ended.
     // SAFETY: the record's layout is part of the tracepoint.
-    let old_tid = unsafe { context.read_at::<u32>(EXEC_OLD_TID) }.unwrap_or(tid);
+    let old_tid = unsafe { context.read_at::<u32>(EXEC_OLD_TID) };
+    executed(&context, old_tid.ok());
+    0
+}
+
+#[inline(always)]
+fn executed<C: EbpfContext>(context: &C, old_tid: Option<u32>) {
+    let Some((tid, tgid, before)) = traced() else { return };
+    debug!(context, "process {} executes another program", tgid);
+    // The thread that executes it takes over the id of the process's first one, which has ended.
+    let old_tid = old_tid.unwrap_or(tid);
     if let Some(state) = thread::existing(old_tid) {
         // SAFETY: the entry belongs to the current thread.
         let state = unsafe { &mut *state };
@@ -130,7 +171,7 @@ fn process_exec(context: TracePointContext) -> u32 {
         let after = Target { generation: before.generation.wrapping_add(1), ..before };
         let header = header(Kind::Exec, tid, tgid, &after);
         send(&before, Life { header, child: other_tid, status: 0, clone_flags: 0 });
-        return 0;
+        return;
     };
     // SAFETY: the value stays; only this thread is left in the process. Of what is written here user space writes only
     // the slot, and it does so again when it learns of the exec.
@@ -147,18 +188,31 @@ fn process_exec(context: TracePointContext) -> u32 {
     }
     let header = header(Kind::Exec, tid, tgid, target);
     send(target, Life { header, child: other_tid, status: 0, clone_flags: 0 });
+}
+
+/// A thread ends.
+#[raw_tracepoint]
+fn raw_exit(_: RawTracePointContext) -> i32 {
+    own_stack::keep();
+    ended();
     0
 }
 
 #[tracepoint]
-fn thread_exit(context: TracePointContext) -> u32 {
+fn thread_exit(_: TracePointContext) -> u32 {
     own_stack::keep();
+    ended();
+    0
+}
+
+#[inline(always)]
+fn ended() {
     let Some((tid, tgid, target)) = traced() else {
         // It may have been, or have shared the memory of a target.
         let (tid, tgid) = thread::current();
         thread::drop_entry(tid);
         forget_orphan(tid, tgid);
-        return 0;
+        return;
     };
     if let Some(state) = thread::existing(tid) {
         // SAFETY: the entry belongs to the current thread.
@@ -169,17 +223,15 @@ fn thread_exit(context: TracePointContext) -> u32 {
         site::forget_thread(&target, state);
         thread::drop_entry(tid);
     }
-    let _ = context.as_ptr();
     if let Some(status) = process_status(tid == tgid) {
         if target.owner != tgid {
             // A vfork child that ends without exec: what it did counts for its parent.
             let _ = PROCESSES.remove(tgid);
-            return 0;
+            return;
         }
         let header = header(Kind::Exit, tid, tgid, &target);
         send(&target, Life { header, child: 0, status, clone_flags: 0 });
     }
-    0
 }
 
 /// A process that shared the memory of a target which has gone, or has executed another program, ends: it was not
@@ -222,7 +274,7 @@ fn signal_delivered(context: TracePointContext) -> u32 {
         return 0;
     }
     let Some((tid, tgid, target)) = traced() else { return 0 };
-    let instruction = Registers::at_system_call().map_or(0, |registers| registers.instruction);
+    let instruction = Registers::of_task().map_or(0, |registers| registers.instruction);
     let header = header(Kind::Signal, tid, tgid, &target);
     match EVENTS.reserve_untyped::<FatalSignal>(0) {
         Some(mut entry) => {

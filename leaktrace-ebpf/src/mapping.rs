@@ -1,7 +1,10 @@
-//! Tracepoints of the system calls that change mappings. What a call takes away leaves at its entry, because
-//! afterwards another thread may own the addresses; what it makes is seen at its exit. Arguments are read from
-//! the task's registers, which a system call leaves as they were (Linux ≥ 5.15).
-use aya_ebpf::{EbpfContext as _, macros::tracepoint, programs::TracePointContext};
+//! The system calls that change mappings, at the raw tracepoints of all system calls. What a call takes away leaves at its
+//! entry, because afterwards another thread may own the addresses; what it makes is seen at its exit. Arguments are read
+//! from the task's registers, which a system call leaves as they were.
+//!
+//! Raw, because the kernel passes programs at other tracepoints over while any task on the processor is inside bpf(2)
+//! (`trace_call_bpf` and `bpf_disable_instrumentation`): where kernel code is preempted, calls were missed without a word.
+use aya_ebpf::{EbpfContext as _, bindings::pt_regs, macros::raw_tracepoint, programs::RawTracePointContext};
 use leaktrace_common::{
     counter::Counter,
     event::{Change, Header, Kind, MappingChange},
@@ -12,7 +15,6 @@ use crate::{
     count::count,
     maps::{EVENTS, PROCESS_MAPS},
     own_stack,
-    probes::cookie,
     registers::Registers,
     sample, site,
     stack::{self, Start},
@@ -20,8 +22,13 @@ use crate::{
     walk::PAGE_MASK,
 };
 
-/// Offset of the result in a `sys_exit_*` record.
-const RESULT: usize = 16;
+/// Numbers of the system calls of 64-bit programs (arch/x86/entry/syscalls/syscall_64.tbl).
+mod number {
+    pub const MMAP: u64 = 9;
+    pub const MUNMAP: u64 = 11;
+    pub const BRK: u64 = 12;
+    pub const MREMAP: u64 = 25;
+}
 /// Results from here on are error numbers, −4095 to −1.
 const FIRST_ERROR: i64 = -4095;
 /// linux/mman.h: code.
@@ -29,58 +36,58 @@ const PROT_EXEC: u64 = 4;
 /// linux/mman.h: not backed by a file.
 const MAP_ANONYMOUS: u32 = 0x20;
 
-/// The exits after which a stack may be taken: one program, because verifying the walker takes the kernel a fifth of a
-/// second each time. The cookie is the [`Change`].
-#[tracepoint]
-fn change_exit(context: TracePointContext) -> u32 {
+/// A system call begins: its registers, its number.
+#[raw_tracepoint]
+fn system_call_enter(context: RawTracePointContext) -> i32 {
     own_stack::keep();
-    const MAP: u64 = Change::Map as u64;
-    const REMAPPED: u64 = Change::Remapped as u64;
-    let kind = match cookie(context.as_ptr()) {
-        MAP => Change::Map,
-        REMAPPED => Change::Remapped,
-        _ => Change::Break,
+    let (regs, called): (*const pt_regs, u64) = arguments(&context);
+    match called {
+        number::MUNMAP => change(regs, Change::Unmap, 0),
+        number::MREMAP => change(regs, Change::Remap, 0),
+        _ => {}
+    }
+    0
+}
+
+/// A system call has ended: its registers, its result.
+#[raw_tracepoint]
+fn system_call_exit(context: RawTracePointContext) -> i32 {
+    own_stack::keep();
+    let (regs, result): (*const pt_regs, u64) = arguments(&context);
+    let kind = match Registers::system_call(regs) {
+        Some(number::MMAP) => Change::Map,
+        Some(number::MUNMAP) => Change::UnmapFailed,
+        Some(number::MREMAP) => Change::Remapped,
+        Some(number::BRK) => Change::Break,
+        _ => return 0,
     };
-    change(&context, kind);
+    change(regs, kind, result as i64);
     0
 }
 
-#[tracepoint]
-fn munmap_enter(context: TracePointContext) -> u32 {
-    own_stack::keep();
-    change(&context, Change::Unmap);
-    0
-}
-
-#[tracepoint]
-fn munmap_exit(context: TracePointContext) -> u32 {
-    own_stack::keep();
-    change(&context, Change::UnmapFailed);
-    0
-}
-
-#[tracepoint]
-fn mremap_enter(context: TracePointContext) -> u32 {
-    own_stack::keep();
-    change(&context, Change::Remap);
-    0
+/// The first two arguments of a raw tracepoint.
+#[inline(always)]
+fn arguments(context: &RawTracePointContext) -> (*const pt_regs, u64) {
+    let words = context.as_ptr().cast::<u64>();
+    // SAFETY: both tracepoints have two arguments, each in a word.
+    let first = unsafe { core::ptr::read_volatile(words) };
+    // SAFETY: as above.
+    let second = unsafe { core::ptr::read_volatile(words.add(1)) };
+    (first as *const pt_regs, second)
 }
 
 #[inline(always)]
-fn change(context: &TracePointContext, change: Change) {
+fn change(regs: *const pt_regs, change: Change, result: i64) {
     let (tid, tgid) = thread::current();
     let Some(target) = target::of(tgid) else { return };
     if target.flags & flags::MAPPINGS == 0 {
         return;
     }
-    let at_exit = !matches!(change, Change::Unmap | Change::Remap);
-    // SAFETY: the record's layout is that of every system call tracepoint.
-    let result: i64 = if at_exit { unsafe { context.read_at(RESULT) }.unwrap_or(-1) } else { 0 };
     let failed = (FIRST_ERROR..0).contains(&result);
     if (failed && matches!(change, Change::Map)) || (!failed && matches!(change, Change::UnmapFailed)) {
         return;
     }
-    let Some(regs) = Registers::at_system_call() else {
+    let Some(regs) = Registers::at(regs) else {
         count(target, Counter::ReadFailures);
         return;
     };

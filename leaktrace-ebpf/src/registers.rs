@@ -97,12 +97,24 @@ impl Registers {
         }
     }
 
-    /// The user registers of the current task at its system call (Linux ≥ 5.15). Read a few at a time: a copy of all of
-    /// them takes a third of the program stack.
+    /// The user registers of the current task at its last entry to the kernel (Linux ≥ 5.15).
     #[inline(always)]
-    pub fn at_system_call() -> Option<Registers> {
+    pub fn of_task() -> Option<Registers> {
         // SAFETY: helpers without preconditions in a tracing program.
-        let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const pt_regs;
+        Registers::at(unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const pt_regs)
+    }
+
+    /// The number of the system call that was entered with `registers`, which lie in kernel memory.
+    #[inline(always)]
+    pub fn system_call(registers: *const pt_regs) -> Option<u64> {
+        // SAFETY: only the address is taken; the helper checks it.
+        unsafe { bpf_probe_read_kernel((&raw const (*registers).orig_rax).cast()) }.ok()
+    }
+
+    /// User registers at a system call, which lie in kernel memory. Read a few at a time: a copy of all of them takes a
+    /// third of the program stack.
+    #[inline(always)]
+    pub fn at(registers: *const pt_regs) -> Option<Registers> {
         macro_rules! from {
             ($first:ident) => {
                 // SAFETY: only the address is taken; the helper checks it.

@@ -70,7 +70,14 @@ fn insert(target: &Target, thread: &mut Thread, address: u64, block: &Block) -> 
 #[inline(always)]
 pub fn take(target: &Target, thread: &mut Thread, address: u64) -> Option<Block> {
     let live = LIVE.get(tables::with_block(target, address))?;
-    if parks() { parked::take(target, thread, live, address) } else { remove(target, live, address) }
+    if !parks() {
+        return remove(target, live, address);
+    }
+    let taken = parked::take(target, thread, live, address);
+    if taken.is_none() && tables::take_aside(thread, slot_of_table(target.table), address) != 0 {
+        return Some(thread.aside);
+    }
+    taken
 }
 
 /// As [`take`], and leaves no entry.

@@ -10,7 +10,7 @@ use core::ptr;
 use leaktrace_common::{
     counter::Counter,
     event::{Header, Kind, Life},
-    heap::Block,
+    heap::{Block, SET_ASIDE},
     hook::slot_of_table,
     target::{Bigger, NOBODYS_SLOT, Target},
 };
@@ -107,7 +107,9 @@ pub extern "C" fn insert_anywhere(thread: *mut Thread, slot: u32, address: u64, 
             IS_FULL if grow(slot) != 0 => {}
             IS_FULL | HAS_FAILED if site::parks() => parked::remove_all(parked, slot),
             IS_FULL | HAS_FAILED => return 0,
-            index => return insert_over(index, address, block),
+            index if insert_over(index, address, block) != 0 => return 1,
+            // The thread that removes the entry was preempted, and this one cannot wait for it.
+            _ => return (insert_where_room_is(slot, address | SET_ASIDE, block) == INSERTED) as u32,
         }
     }
     0
@@ -160,6 +162,23 @@ pub extern "C" fn insert_over(index: u32, address: u64, block: *const Block) -> 
     // SAFETY: as above.
     let block = unsafe { *block };
     parked::insert_over(live, address, &block) as u32
+}
+
+/// Takes the block at `address` out that was set aside, of the process with this slot; 1 if there was one. It is in the
+/// thread's `aside` then.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn take_aside(thread: *mut Thread, slot: u32, address: u64) -> u32 {
+    if thread.is_null() {
+        return 0;
+    }
+    let Some(target) = TARGETS.get(slot) else { return 0 };
+    let key = address | SET_ASIDE;
+    let Some(live) = LIVE.get(table_with(slot, key)) else { return 0 };
+    let Some(block) = site::remove(target, live, key) else { return 0 };
+    // SAFETY: not null, and the verifier sees to it that callers pass an entry; see [`crate::walk::walk_frames`].
+    unsafe { (*thread).aside = block };
+    1
 }
 
 /// Puts a block into the entry that was left at its address in a table: 1 if there was one. A live block there is one

@@ -31,6 +31,8 @@ pub struct Thread {
     pub freed_slot: u64,
     /// What it has freed last and left in the table.
     pub parked: Parked,
+    /// A block that was set aside and has just been taken out.
+    pub aside: Block,
     /// Stacks that are known to be interned, by their lowest bits; see `stack`.
     pub interned: [u64; INTERNED],
     /// The walker's registers.

@@ -140,7 +140,7 @@ impl Tracer {
         let mut notes = Vec::new();
         // Verifying the programs is what takes the longest of all, so they are loaded side by side.
         let (mappings, (programs, life)) = links::side_by_side(
-            || Tracepoints::mappings(&kernel, &tracefs),
+            || Tracepoints::mappings(&kernel),
             || (Programs::load(&kernel, link), Tracepoints::life(&kernel, &tracefs)),
         );
         let programs = programs?;

@@ -107,6 +107,7 @@ impl KernelObject {
             .map_max_entries("COPIES", sizes.copies << 20)
             .map_max_entries("CALLS", sizes.calls_bytes)
             .override_global("TASK_EXIT_CODE", &offsets.task_exit_code, true)
+            .override_global("TASK_PID", &offsets.task_pid, true)
             .override_global("TASK_SIGNAL", &offsets.task_signal, true)
             .override_global("TASK_SYSCALL_WORK", &syscall_work, true)
             .override_global("SIGNAL_LIVE", &offsets.signal_live, true)
@@ -151,6 +152,7 @@ impl KernelObject {
             .with_context(|| format!("kernel program {name} has no code"))?;
         let kind = match program.section {
             ProgramSection::TracePoint => bpf_prog_type::BPF_PROG_TYPE_TRACEPOINT,
+            ProgramSection::RawTracePoint => bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT,
             _ => bpf_prog_type::BPF_PROG_TYPE_KPROBE,
         };
         let functions = function.func_info.func_info_bytes();
@@ -268,6 +270,7 @@ impl InnerMaps {
 #[derive(Default)]
 struct ExitOffsets {
     task_exit_code: u32,
+    task_pid: u32,
     task_signal: u32,
     signal_live: u32,
     signal_group_exit_code: u32,
@@ -277,14 +280,23 @@ struct ExitOffsets {
 impl ExitOffsets {
     fn of_kernel() -> ExitOffsets {
         let Ok(btf) = Btf::of_kernel() else { return ExitOffsets::default() };
-        let task = btf.member_offsets("task_struct", ["exit_code", "signal"]);
+        let task = btf.member_offsets("task_struct", ["exit_code", "pid", "signal"]);
         let signal = btf.member_offsets("signal_struct", ["live", "group_exit_code", "flags"]);
-        let (Some([task_exit_code, task_signal]), Some([signal_live, signal_group_exit_code, signal_flags])) =
-            (task, signal)
+        let (
+            Some([task_exit_code, task_pid, task_signal]),
+            Some([signal_live, signal_group_exit_code, signal_flags]),
+        ) = (task, signal)
         else {
             return ExitOffsets::default();
         };
-        ExitOffsets { task_exit_code, task_signal, signal_live, signal_group_exit_code, signal_flags }
+        ExitOffsets {
+            task_exit_code,
+            task_pid,
+            task_signal,
+            signal_live,
+            signal_group_exit_code,
+            signal_flags,
+        }
     }
 }
 

@@ -190,6 +190,19 @@ pub fn link_perf_event(program: BorrowedFd<'_>, event: BorrowedFd<'_>, cookie: u
     owned(bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)?)
 }
 
+/// Attaches `program` to the raw tracepoint `name` (Linux 4.17).
+///
+/// # Errors
+/// The system call's error; `ENOENT` when the kernel has none of that name.
+pub fn link_raw_tracepoint(program: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
+    let mut attr = zeroed();
+    // SAFETY: every variant of the union is plain data.
+    let request = unsafe { &mut attr.raw_tracepoint };
+    request.name = name.as_ptr() as u64;
+    request.prog_fd = program.as_raw_fd().cast_unsigned();
+    owned(bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr)?)
+}
+
 /// One call of BPF_MAP_LOOKUP_BATCH or its deleting twin (Linux 5.6).
 pub struct Batch<'a> {
     /// The map.

@@ -1,11 +1,12 @@
 //! The tracepoints of process life, of mapping system calls and of processes that standing orders wait for.
 use std::{
     collections::{HashMap, hash_map::Entry},
+    ffi::CStr,
     os::fd::{AsFd as _, OwnedFd},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use leaktrace_common::event::{Change, MOVED_PID, SIGNAL_FIELDS};
+use leaktrace_common::event::{MOVED_PID, SIGNAL_FIELDS};
 
 use super::{
     links::close_together,
@@ -26,15 +27,15 @@ const LIFE: [Point; 3] = [
     ("sched", "sched_process_exit", "thread_exit", 0),
 ];
 
+/// A raw tracepoint's name, and the program that goes there.
+type RawPoint = (&'static CStr, &'static str);
+
+/// Process life, where the kernel's type information says where a task has its id.
+const RAW_LIFE: [RawPoint; 3] =
+    [(c"task_newtask", "raw_fork"), (c"sched_process_exec", "raw_exec"), (c"sched_process_exit", "raw_exit")];
+
 /// Mappings.
-const MAPPINGS: [Point; 6] = [
-    ("syscalls", "sys_exit_mmap", "change_exit", Change::Map as u64),
-    ("syscalls", "sys_enter_munmap", "munmap_enter", 0),
-    ("syscalls", "sys_exit_munmap", "munmap_exit", 0),
-    ("syscalls", "sys_enter_mremap", "mremap_enter", 0),
-    ("syscalls", "sys_exit_mremap", "change_exit", Change::Remapped as u64),
-    ("syscalls", "sys_exit_brk", "change_exit", Change::Break as u64),
-];
+const MAPPINGS: [RawPoint; 2] = [(c"sys_enter", "system_call_enter"), (c"sys_exit", "system_call_exit")];
 
 /// Death by lack of memory.
 const OUT_OF_MEMORY: [Point; 1] = [("oom", "mark_victim", "oom_victim", 0)];
@@ -60,7 +61,11 @@ impl Tracepoints {
     /// # Errors
     /// When one of them is missing: leaktrace cannot work without.
     pub fn life(kernel: &KernelObject, tracefs: &Tracefs) -> Result<Tracepoints> {
-        attach(kernel, tracefs, &LIFE)
+        if kernel.knows_exit_status() {
+            attach_raw(kernel, &RAW_LIFE)
+        } else {
+            attach(kernel, tracefs, &LIFE)
+        }
     }
 
     /// Attaches those of mappings. While they are attached, every system call of every process takes the
@@ -68,8 +73,8 @@ impl Tracepoints {
     ///
     /// # Errors
     /// When the kernel has no system call tracepoints (CONFIG_FTRACE_SYSCALLS).
-    pub fn mappings(kernel: &KernelObject, tracefs: &Tracefs) -> Result<Tracepoints> {
-        attach(kernel, tracefs, &MAPPINGS)
+    pub fn mappings(kernel: &KernelObject) -> Result<Tracepoints> {
+        attach_raw(kernel, &MAPPINGS)
     }
 
     /// Attaches the one that tells which process is killed because memory has run out.
@@ -112,6 +117,17 @@ impl Tracepoints {
         ];
         attach(kernel, tracefs, &points)
     }
+}
+
+fn attach_raw(kernel: &KernelObject, points: &[RawPoint]) -> Result<Tracepoints> {
+    let mut links = Vec::with_capacity(points.len());
+    for (name, program) in points {
+        let program = kernel.load_program(program, 0)?;
+        let link = sys::link_raw_tracepoint(program.as_fd(), name)
+            .with_context(|| format!("attaching to raw tracepoint {}", name.to_string_lossy()))?;
+        links.push(link);
+    }
+    Ok(Tracepoints { links })
 }
 
 fn attach(kernel: &KernelObject, tracefs: &Tracefs, points: &[Point]) -> Result<Tracepoints> {

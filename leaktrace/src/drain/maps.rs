@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use leaktrace_common::{
     bytes_of,
     counter::{COUNTERS, Counter, TALLY_WORDS},
-    heap::{Block, SiteKey, SiteTotals},
+    heap::{Block, SET_ASIDE, SiteKey, SiteTotals},
     hook::{Hits, slot_of_table},
     read,
     sample::{FILTER_LENGTH, filter_index},
@@ -323,7 +323,7 @@ impl Maps {
         for map in self.tables(pid) {
             batch::for_each(map.as_fd(), self.sizes.small, |address, block: Block| {
                 if block.is_live() {
-                    each(address, block);
+                    each(address & !SET_ASIDE, block);
                 }
             })?;
         }

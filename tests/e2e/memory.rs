@@ -76,7 +76,8 @@ fn taken_by(count: usize) -> Result<Taken> {
     let group = MemoryGroup::new(&format!("idle{count}"))?;
     let pids: Vec<String> = idle.iter().map(|fixture| fixture.pid().to_string()).collect();
     let list = pids.join(",");
-    let words = ["attach", "--format", "json", "--interval", "1s", "-p", &list];
+    let most = count.to_string();
+    let words = ["attach", "--format", "json", "--interval", "1s", "--max-targets", &most, "-p", &list];
     let mut leaktrace = Leaktrace::spawn_in(&group.0, &words)?;
     leaktrace.until_settled("all processes are traced", |report| {
         let missing = idle.iter().filter(|fixture| report.target(fixture.pid()).is_none()).count();

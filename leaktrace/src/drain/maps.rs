@@ -321,7 +321,7 @@ impl Maps {
     /// The system call's error.
     pub fn for_each_block(&self, pid: u32, mut each: impl FnMut(u64, Block)) -> io::Result<()> {
         for map in self.tables(pid) {
-            batch::for_each(map.as_fd(), self.sizes.small, |address, block: Block| {
+            batch::for_each(map.as_fd(), self.sizes.small, |address: u64, block: Block| {
                 if block.is_live() {
                     each(address & !SET_ASIDE, block);
                 }

@@ -11,6 +11,7 @@ mod fixtures;
 mod governor;
 mod growth;
 mod harm;
+mod leader;
 mod libraries;
 mod life;
 mod mappings;

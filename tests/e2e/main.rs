@@ -3,6 +3,7 @@
 #![expect(clippy::indexing_slicing, reason = "a key that JSON lacks is null, and a test fails by panicking")]
 
 mod allocators;
+mod answers;
 mod bounds;
 mod containers;
 mod doctor;

@@ -116,6 +116,22 @@ fn what_costs_too_much_is_widened_then_paused_then_tried_again() -> Result<()> {
 }
 
 #[test]
+fn exact_mode_with_a_budget_of_its_own_is_paused_and_stays_exact() -> Result<()> {
+    let mut fixture = start()?;
+    let pid = fixture.pid();
+    let flags = ["--mode", "exact", "--max-overhead", "2%", "--first-pause", "2s"];
+    let mut leaktrace = Leaktrace::attach(&[pid], &flags)?;
+    let (kinds, report, _) = hot_until("paused", &mut fixture, &mut leaktrace)?;
+    ensure!(kinds == ["paused"], "{kinds:?}");
+    let seen = target(&report, pid)?;
+    ensure!(seen.estimate.samples.is_none() && seen.estimate.high_bytes.is_none(), "{seen:?}");
+    ensure!(seen.overhead.as_ref().is_some_and(|overhead| overhead.sample_interval_bytes == 0), "{seen:?}");
+    leaktrace.interrupt()?;
+    ensure!(fixture.release()?.success(), "the fixture did not survive");
+    Ok(())
+}
+
+#[test]
 fn exact_mode_is_warned_and_goes_on() -> Result<()> {
     let mut fixture = start()?;
     let pid = fixture.pid();

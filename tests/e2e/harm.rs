@@ -129,9 +129,15 @@ fn run_sets_no_probes_in_a_translator() -> Result<()> {
         command.arg(&file).arg("--").args(translator.words).arg(&program);
         let mut fixture = Fixture::spawn(command)?;
         fixture.wait_ready_after_others().with_context(|| format!("{:?}", translator.words))?;
-        survives(fixture).with_context(|| format!("{:?}", translator.words))?;
+        fixture.act().with_context(|| format!("{:?}: the program died", translator.words))?;
+        let status = fixture.release()?;
         let text = std::fs::read_to_string(&file)?;
         let last = Report::parse(text.lines().last().context("no summary")?)?;
+        let verdict = last.verdict.as_ref().context("no verdict")?;
+        // The exit code says so where not even the translator's starter was traced.
+        let wanted = if last.targets.is_empty() { 4 } else { 0 };
+        ensure!(status.code() == Some(wanted), "{:?} ended with {status}: {verdict:?}", translator.words);
+        ensure!(verdict.outcome == "not-known", "{verdict:?}");
         ensure!(last.notes.iter().any(|note| note.contains(translator.reason)), "{:?}", last.notes);
         let alive = last.targets.iter().filter(|target| !target.execed).collect::<Vec<_>>();
         ensure!(alive.is_empty(), "{:?} is shown as traced: {alive:?}", translator.words);

@@ -3,14 +3,20 @@
 #![expect(clippy::indexing_slicing, reason = "a key that JSON lacks is null, and a test fails by panicking")]
 
 mod allocators;
+mod answers;
 mod bounds;
 mod containers;
 mod doctor;
 mod files;
 mod fixtures;
+mod gate;
+mod gate_clean;
+mod gate_leaking;
+mod gate_unknown;
 mod governor;
 mod growth;
 mod harm;
+mod leader;
 mod libraries;
 mod life;
 mod mappings;

@@ -97,6 +97,25 @@ pub fn plain(compiler: &str, source: &str, flags: &[&str], output: &str) -> Resu
     cached(output, &words)
 }
 
+/// Compiles a short program given as text; `name` ends as its language wants it, and `command` is the compiler with its
+/// options.
+pub fn text(name: &str, text: &str, command: &[&str]) -> Result<PathBuf> {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    let folder = root().join("target/fixtures").join(format!("text-{:016x}", hasher.finish()));
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let source = folder.join(name);
+    if !source.exists() {
+        // Written under another name first: tests run side by side.
+        let partial = tempfile::NamedTempFile::new_in(&folder).context("no temporary file")?;
+        fs::write(partial.path(), text)?;
+        partial.persist(&source).with_context(|| format!("cannot write {}", source.display()))?;
+    }
+    let mut words: Vec<OsString> = command.iter().map(OsString::from).collect();
+    words.push(source.into());
+    cached(name.split('.').next().unwrap_or(name), &words)
+}
+
 /// Compiles a Rust fixture with the toolchain that runs the tests.
 pub fn rust_fixture(source: &str) -> Result<PathBuf> {
     let words = ["rustc", "--edition", "2024", "-O", "-g"].map(OsString::from);

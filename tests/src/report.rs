@@ -31,6 +31,30 @@ pub struct Report {
     pub events: Vec<Event>,
     /// What is watched without being traced.
     pub watched: Option<Watched>,
+    /// What a run comes to.
+    pub verdict: Option<Verdict>,
+}
+
+/// What a run comes to.
+#[derive(Clone, Debug, Deserialize)]
+#[expect(missing_docs, reason = "the schema describes its fields")]
+pub struct Verdict {
+    pub outcome: String,
+    pub exit_code: i32,
+    pub reasons: Vec<String>,
+    pub limit_bytes: Option<u64>,
+    pub leaked: Amount,
+    pub suppressed: Amount,
+    pub in_baseline: Amount,
+}
+
+/// Bytes and blocks of call stacks.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the schema describes its fields")]
+pub struct Amount {
+    pub bytes: u64,
+    pub count: u64,
+    pub sites: u64,
 }
 
 /// A decision that changes what is recorded.
@@ -119,6 +143,7 @@ pub struct Target {
     pub stack_ends: BTreeMap<String, u64>,
     #[serde(default)]
     pub losses: BTreeMap<String, u64>,
+    pub unseen: Vec<String>,
 }
 
 /// How sure the outstanding sums are; all null or 0 when every call was recorded.
@@ -158,6 +183,8 @@ pub struct Site {
     pub oldest_age_ns: Option<u64>,
     pub unverified_bytes: u64,
     pub finding: Option<serde_json::Value>,
+    pub runtime: bool,
+    pub suppressed: Option<String>,
     #[serde(flatten)]
     pub estimate: Estimate,
     pub frames: Vec<Frame>,

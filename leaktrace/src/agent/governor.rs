@@ -47,8 +47,6 @@ pub struct GovernorOptions {
     pub longest_pause: Duration,
     /// Mean bytes between samples at the most.
     pub widest_interval_bytes: u64,
-    /// What exact mode is widened to.
-    pub first_interval_bytes: u64,
 }
 
 impl GovernorOptions {
@@ -65,7 +63,6 @@ impl GovernorOptions {
             first_pause: Duration::from_secs(30),
             longest_pause: Duration::from_secs(30 * 60),
             widest_interval_bytes: 64 << 20,
-            first_interval_bytes: 512 << 10,
         }
     }
 }
@@ -218,7 +215,8 @@ impl Governor {
             return self.warn(now_ns, cost);
         }
         let share = self.estimated_share();
-        let can_widen = self.interval_bytes < self.options.widest_interval_bytes;
+        // Exact sums and estimates do not mix: where every call is recorded, none is left out, or none is recorded.
+        let can_widen = self.records_samples() && self.interval_bytes < self.options.widest_interval_bytes;
         self.forget_readings();
         // What records cost is the less certain part of the estimate, so it is taken away first.
         if can_widen && reading.records_share >= share * MIN_RECORDS_PART {
@@ -243,20 +241,13 @@ impl Governor {
             (self.options.budget_share * AIM - reading.traps_share).max(self.options.budget_share / 10.0);
         let wanted = (reading.records_share / room).ceil().clamp(MIN_STEP as f64, MAX_STEP as f64) as u64;
         let before = self.interval_bytes;
-        let wider = match before {
-            0 => self.options.first_interval_bytes,
-            bytes => bytes.saturating_mul(wanted.next_power_of_two()),
-        };
+        let wider = before.saturating_mul(wanted.next_power_of_two());
         self.interval_bytes = wider.min(self.options.widest_interval_bytes);
-        let after = units::bytes(self.interval_bytes);
-        let change = match before {
-            0 => format!("a sample every {after} instead of every call"),
-            bytes => format!("a sample every {after} instead of every {}", units::bytes(bytes)),
-        };
+        let (before, after) = (units::bytes(before), units::bytes(self.interval_bytes));
         Decision {
             action: Action::Interval(self.interval_bytes),
             kind: EventKind::Widened,
-            reason: format!("{cost}: {change}"),
+            reason: format!("{cost}: a sample every {after} instead of every {before}"),
         }
     }
 
@@ -269,8 +260,10 @@ impl Governor {
         self.next_pause_ns = pause_ns.saturating_mul(2).min(nanoseconds(self.options.longest_pause));
         self.paused_until_ns = Some(now_ns.saturating_add(pause_ns));
         self.watching_since_ns = None;
+        let why =
+            if self.records_samples() { "by the mere number of calls" } else { "every call is recorded" };
         let reason = format!(
-            "{cost}, by the mere number of calls: allocations are not watched for {}, memory still is",
+            "{cost}, {why}: allocations are not watched for {}, memory still is",
             units::duration(pause_ns)
         );
         Decision { action: Action::Pause, kind: EventKind::Paused, reason }
@@ -287,11 +280,7 @@ impl Governor {
 
     fn narrow_when_calm(&mut self, now_ns: u64) -> Option<Decision> {
         let reading = self.smoothed?;
-        let narrowest = match self.asked_interval_bytes {
-            // Estimates and exact sums do not mix the other way round.
-            0 => self.options.first_interval_bytes,
-            bytes => bytes,
-        };
+        let narrowest = self.asked_interval_bytes;
         let is_wider = self.interval_bytes > narrowest;
         let has_room = reading.traps_share + 2.0 * reading.records_share < self.options.budget_share * ROOM;
         if !is_wider || !has_room {
@@ -320,6 +309,10 @@ impl Governor {
         self.smoothed = None;
         self.over_since_ns = None;
         self.calm_since_ns = None;
+    }
+
+    fn records_samples(&self) -> bool {
+        self.asked_interval_bytes > 0
     }
 
     fn cost_in_words(&self) -> String {

@@ -19,7 +19,17 @@ use super::{
     launch::{Held, Launched, Notice},
     tracer::Tracer,
 };
-use crate::model::snapshot::{CallView, Snapshot, TargetView};
+use crate::{
+    analyse::{
+        gate::{Ending, Gate},
+        suppressions::Suppressions,
+    },
+    discover::lsan,
+    model::{
+        snapshot::{CallView, Snapshot},
+        verdict::Verdict,
+    },
+};
 
 /// Time between looks at what tracing costs.
 const CHECK: Duration = Duration::from_secs(1);
@@ -53,12 +63,23 @@ pub trait Report {
 }
 
 /// How a session ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// Wait status of the program that `run` started, if it ended.
     pub status: Option<i32>,
-    /// Heap bytes that processes held when they exited.
-    pub held_at_exit_bytes: u64,
+    /// What it comes to, where there is a gate and the session came to its end.
+    pub verdict: Option<Verdict>,
+}
+
+impl Outcome {
+    /// How the program ended.
+    pub fn ending(&self) -> Ending {
+        match self.status {
+            None => Ending::Runs,
+            Some(status) if libc::WIFSIGNALED(status) => Ending::Signal(libc::WTERMSIG(status)),
+            Some(status) => Ending::Code(u8::try_from(libc::WEXITSTATUS(status)).unwrap_or(u8::MAX)),
+        }
+    }
 }
 
 /// What can happen.
@@ -77,6 +98,7 @@ pub struct Session<'a, R> {
     tracer: &'a mut Tracer,
     launched: Option<Launched>,
     watch: Option<Watch>,
+    gate: Option<Gate>,
     schedule: Schedule,
     report: &'a mut R,
     outcome: Outcome,
@@ -167,6 +189,7 @@ impl<'a, R: Report> Session<'a, R> {
             tracer,
             launched,
             watch: None,
+            gate: None,
             schedule,
             report,
             outcome: Outcome::default(),
@@ -179,6 +202,12 @@ impl<'a, R: Report> Session<'a, R> {
     /// Watches other processes as well, and goes on without targets.
     pub fn watching(mut self, watch: Option<Watch>) -> Session<'a, R> {
         self.watch = watch;
+        self
+    }
+
+    /// Comes to a verdict in the end.
+    pub fn gated(mut self, gate: Gate) -> Session<'a, R> {
+        self.gate = Some(gate);
         self
     }
 
@@ -296,13 +325,20 @@ impl<'a, R: Report> Session<'a, R> {
     fn held(&mut self, pid: u32, why: Held) {
         let is_traced = self.tracer.is_traced(pid);
         match why {
-            Held::Exec if !is_traced => self.add(pid, None, true),
+            Held::Exec if !is_traced => {
+                self.add(pid, None, true);
+                self.read_suppressions(pid);
+            }
             Held::Fork(parent) if !is_traced && self.tracer.is_traced(parent) => {
                 if !shares_memory(pid, parent) {
                     self.add(pid, Some(parent), false);
                 }
             }
-            Held::Exec | Held::Mapped | Held::Started => self.tracer.refresh(pid),
+            Held::Exec => {
+                self.tracer.refresh(pid);
+                self.read_suppressions(pid);
+            }
+            Held::Mapped | Held::Started => self.tracer.refresh(pid),
             Held::Fork(_) => {}
         }
     }
@@ -330,6 +366,18 @@ impl<'a, R: Report> Session<'a, R> {
         }
     }
 
+    /// Takes in the suppressions that the program of a process brings.
+    fn read_suppressions(&mut self, pid: u32) {
+        let Some(gate) = &mut self.gate else { return };
+        let text = lsan::default_suppressions(pid).unwrap_or_default();
+        match Suppressions::parse(&text) {
+            Ok(list) => gate.suppress(pid, list),
+            Err(mistake) => {
+                tracing::warn!("the suppressions that process {pid} brings cannot be read: {mistake}");
+            }
+        }
+    }
+
     /// The first signal asks a launched program to end and waits for it; the second one, or the first without a
     /// program, ends the session.
     fn interrupted(&mut self, number: i32) -> bool {
@@ -350,7 +398,15 @@ impl<'a, R: Report> Session<'a, R> {
         let mut snapshot = self.tracer.snapshot(last);
         snapshot.watched = self.watch.as_ref().map(Watch::view);
         self.summaries += 1;
-        self.outcome.held_at_exit_bytes += snapshot.targets.iter().map(held_at_exit).sum::<u64>();
+        if let Some(gate) = &mut self.gate {
+            gate.take(&mut snapshot);
+            if last {
+                self.tracer.untraced().into_iter().for_each(|reason| gate.doubt(reason));
+                let verdict = gate.verdict(&mut snapshot, self.outcome.ending());
+                snapshot.verdict = Some(verdict.clone());
+                self.outcome.verdict = Some(verdict);
+            }
+        }
         self.report.snapshot(&snapshot)
     }
 
@@ -358,10 +414,6 @@ impl<'a, R: Report> Session<'a, R> {
         let calls = self.tracer.take_calls();
         if calls.is_empty() { Ok(()) } else { self.report.calls(&calls) }
     }
-}
-
-fn held_at_exit(view: &TargetView) -> u64 {
-    if view.exited.is_some() { view.totals.outstanding_bytes } else { 0 }
 }
 
 async fn next_notice(launched: &mut Option<Launched>) -> Option<Notice> {

@@ -27,6 +27,7 @@ use crate::{
     discover::{
         maps::MapEntry,
         object::{FileIdentity, ObjectFile},
+        process,
     },
     drain::decode::CopyRecord,
     unwind::{
@@ -516,7 +517,10 @@ impl Contents {
         }
         let length = entry.length_bytes().min(MAX_VDSO_BYTES);
         let mut bytes = vec![0; usize::try_from(length).ok()?];
-        File::open(format!("/proc/{pid}/mem")).ok()?.read_exact_at(&mut bytes, entry.start).ok()?;
+        File::open(format!("/proc/{}/mem", process::shown_as(pid)))
+            .ok()?
+            .read_exact_at(&mut bytes, entry.start)
+            .ok()?;
         Some(Contents::Bytes(bytes))
     }
 

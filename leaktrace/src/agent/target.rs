@@ -78,6 +78,8 @@ pub struct Tracked {
     pub last_word: Option<LastWord>,
     /// Set when tracing has probably killed it.
     pub harm: Option<Harm>,
+    /// Those of them for which a part of what it allocates may not be seen.
+    pub doubts: Vec<String>,
     /// Set when the process ended.
     pub exited: Option<Exited>,
     /// It was gone at the last summary, and no word of its end had come.
@@ -206,6 +208,14 @@ impl Tracked {
     pub fn is_in_allocator(&self, frames: &[Frame]) -> bool {
         let mut codes = self.attached.values().flat_map(|attached| &attached.code);
         codes.any(|code| frames.iter().any(|frame| code.contains(frame)))
+    }
+
+    /// Something for which a part of what it allocates may not be seen: noted once.
+    pub fn doubt(&mut self, note: String) {
+        if !self.doubts.contains(&note) {
+            self.notes.push(note.clone());
+            self.doubts.push(note);
+        }
     }
 
     /// The process id.

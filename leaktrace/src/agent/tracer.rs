@@ -52,7 +52,7 @@ mod life;
 mod news;
 mod stacks;
 mod standing;
-mod summary;
+pub mod summary;
 mod sums;
 mod targets;
 
@@ -95,6 +95,8 @@ pub struct Tracer {
     covered: HashMap<u32, u32>,
     finished: Vec<TargetView>,
     finished_unlisted: u64,
+    /// Those of them that something was to be said of.
+    finished_unjudged: u64,
     tally_of_gone: Tally,
     calls: Vec<CallView>,
     decisions: Vec<EventView>,
@@ -102,6 +104,8 @@ pub struct Tracer {
     detaching: HashMap<u32, std::thread::JoinHandle<()>>,
     notes: Vec<String>,
     since: WallNs,
+    /// Of the last summary.
+    last_time: WallNs,
     host: String,
     /// Why processes under a seccomp filter are not traced, where that would kill them.
     refuse_filtered: Option<String>,
@@ -202,12 +206,14 @@ impl Tracer {
             covered: HashMap::new(),
             finished: Vec::new(),
             finished_unlisted: 0,
+            finished_unjudged: 0,
             tally_of_gone: Tally::ZERO,
             calls: Vec::new(),
             decisions: Vec::new(),
             detaching: HashMap::new(),
             notes,
             since: clock::wall_ns(),
+            last_time: 0,
             host: host_name(),
             refuse_filtered: kills_filtered.then(|| preflight::kills_filtered(&host.release)),
             events,

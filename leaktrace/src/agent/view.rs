@@ -33,6 +33,7 @@ use crate::{
         sites::{Input, Selection},
         snapshot::{ContainerView, Exited, TargetView},
         stacks::{ImageKey, Stacks},
+        units,
     },
     symbolize::Symbolizer,
 };
@@ -137,6 +138,7 @@ pub(super) fn target_view(
             .map(|facts| facts.rss_bytes)
             .or_else(|| target.oom.and_then(|at_death| at_death.rss_bytes)),
         losses: losses(tally, &target.tally_before, target),
+        unseen: unseen(target, now_ns),
         mappings: target.mappings.totals(),
         memory: if is_running { memory_view(target, now_ns) } else { None },
         overhead: overhead_view(target, now_ns),
@@ -204,6 +206,33 @@ fn repeat_sites(target: &mut Tracked, now_ns: u64, sources: &Sources<'_>) -> Opt
         stacks,
     };
     Some(analyse::repeat(ranked, &input, &mut target.history, selection, life))
+}
+
+/// Why a part of what it allocated was not seen.
+fn unseen(target: &Tracked, now_ns: u64) -> Vec<String> {
+    let mut reasons = target.doubts.clone();
+    if let Some(unseen_ns) = target.unseen_ns {
+        reasons.push(format!("its first {:.1} ms were not seen", unseen_ns as f64 / 1e6));
+    }
+    let paused_ns = target.care.paused_ns(now_ns);
+    if paused_ns > 0 {
+        reasons.push(format!("recording was paused for {}", units::duration(paused_ns)));
+    }
+    if target.care.recording == Recording::Off {
+        return reasons;
+    }
+    let mut allocators = target.attached.values().flat_map(|attached| &attached.allocators).peekable();
+    if allocators.peek().is_none() {
+        reasons.push("no allocator was found in it".to_owned());
+    }
+    for allocator in allocators {
+        if let Some((function, reason)) = allocator.failed.first() {
+            let count = units::counted(allocator.failed.len() as u64, "function");
+            let name = &allocator.name;
+            reasons.push(format!("{count} of {name} could not be probed, the first {function}: {reason}"));
+        }
+    }
+    reasons
 }
 
 fn life(target: &Tracked) -> analyse::Life {

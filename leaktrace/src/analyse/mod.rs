@@ -7,16 +7,19 @@ use std::sync::Arc;
 
 use crate::model::{
     history::{History, Point},
-    ranked::{Ranked, Shown},
+    ranked::{Judged, Ranked, Shown},
     sites::{Input, Selection, Site, collect},
-    snapshot::{Finding, Frame},
+    snapshot::{Frame, SiteView},
 };
 
+pub mod gate;
 pub mod harm;
 mod held_at_exit;
 pub mod memory_growth;
 mod runtime;
 mod steady_growth;
+pub mod suppressions;
+mod tools;
 
 /// How the process stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -74,7 +77,7 @@ pub fn show(
 ) -> Shown {
     ranked.show(input, selection, |site, frames| {
         if site.is_break(input) {
-            return None;
+            return Judged::default();
         }
         let verified = site.verified(input);
         let judged = verified.as_ref().unwrap_or(site);
@@ -82,22 +85,29 @@ pub fn show(
     })
 }
 
-/// Judges a site. `points` are its earlier summaries and, last, the present one; `frames` is called only for a
-/// site that would yield a finding.
+/// Judges a site. `points` are its earlier summaries and, last, the present one; `frames` is called only where they
+/// matter: for a site that would yield a finding, or of a process that has ended.
 pub fn judge<F: AsRef<[Frame]>>(
     site: &Site,
     points: &[Point],
     life: Life,
     frames: impl FnOnce() -> F,
-) -> Option<Finding> {
+) -> Judged {
     if site.totals.outstanding_count == 0 {
-        return None;
+        return Judged::default();
     }
     let finding = match life {
         Life::Ended => Some(held_at_exit::judge(site, points)),
         Life::Running | Life::CutShort => steady_growth::judge(site, points),
-    }?;
-    if runtime::is_own(site, frames().as_ref()) { None } else { Some(finding) }
+    };
+    let matters = finding.is_some() || life != Life::Running;
+    let is_runtimes = matters && runtime::is_own(site, frames().as_ref());
+    Judged { finding: finding.filter(|_| !is_runtimes), is_runtimes }
+}
+
+/// Whether the site is what shells, `make`, interpreters, compilers and the small tools of scripts keep on purpose.
+pub fn is_of_a_tool(site: &SiteView) -> bool {
+    tools::suppression(site).is_some()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use crate::model::{
     blocks::Blocks,
     site_id::PlaceId,
     sites::Corrections,
-    snapshot::{Confidence, SiteKind, Totals},
+    snapshot::{Confidence, Finding, SiteKind, Totals},
     stacks::{ImageKey, Stacks},
 };
 
@@ -53,6 +53,15 @@ fn program_frames() -> Vec<Frame> {
         function: Some("handle".to_owned()),
         ..Frame::default()
     }]
+}
+
+fn judge<F: AsRef<[Frame]>>(
+    site: &Site,
+    points: &[Point],
+    life: Life,
+    frames: impl FnOnce() -> F,
+) -> Option<Finding> {
+    super::judge(site, points, life, frames).finding
 }
 
 fn verdict(values: &[(u64, u64)]) -> Option<Finding> {
@@ -153,6 +162,87 @@ fn what_the_runtimes_keep_for_themselves_is_no_finding() {
         frame("/srv/app", Some("std::rt::lang_start::{{closure}}")),
     ];
     assert!(ended(rust).is_some(), "main's caller is in every Rust stack");
+}
+
+fn in_module(module: &str, function: Option<&str>) -> Frame {
+    Frame { module: Some(module.to_owned()), function: function.map(str::to_owned), ..Frame::default() }
+}
+
+const LIBC: &str = "/lib/libc.so.6";
+
+#[test]
+fn runtimes_are_known_by_every_form_of_their_names() {
+    let points = series(&[(1, 1)]);
+    for name in [
+        "_IO_file_doallocate",
+        "__GI__IO_file_doallocate",
+        "__GI__IO_wfile_doallocate",
+        "__tls_get_addr",
+        "_dl_allocate_tls",
+        "__new_exitfn",
+        "__GI___cxa_atexit",
+        "setlocale",
+        "__GI_setlocale",
+        "__setlocale.part.0",
+        "setenv@@GLIBC_2.2.5",
+        "_nl_intern_locale_data",
+    ] {
+        let frames =
+            vec![in_module(LIBC, Some(name)), in_module(LIBC, None), in_module("/srv/app", Some("main"))];
+        assert_eq!(judge(&site(&points), &points, Life::Ended, || frames), None, "{name}");
+    }
+    for name in ["setlocale_of_mine", "dlopen_all", "setenvironment", "strdup", "fopen", "__GI_opendir"] {
+        let frames = vec![in_module(LIBC, Some(name)), in_module("/srv/app", Some("main"))];
+        assert!(judge(&site(&points), &points, Life::Ended, || frames).is_some(), "{name}");
+    }
+}
+
+#[test]
+fn what_a_runtime_holds_counts_and_not_what_it_has_had() {
+    let stream = || vec![in_module(LIBC, Some("_IO_file_doallocate")), in_module("/srv/app", Some("main"))];
+    let thread = || {
+        vec![in_module("/lib/ld-linux-x86-64.so.2", Some("_dl_allocate_tls")), in_module("/srv/app", None)]
+    };
+    let of = |held, made| series(&[(held, made)]);
+    for (points, is_stream, is_thread) in
+        [(of(1, 1000), true, true), (of(4, 4), false, true), (of(1000, 1000), false, false)]
+    {
+        assert_eq!(judge(&site(&points), &points, Life::Ended, stream).is_none(), is_stream);
+        assert_eq!(judge(&site(&points), &points, Life::Ended, thread).is_none(), is_thread);
+    }
+}
+
+#[test]
+fn a_stack_that_was_cut_within_a_runtime_may_be_anybodys() {
+    let points = series(&[(1, 1)]);
+    let frames = || vec![in_module(LIBC, None), in_module(LIBC, Some("qsort_r"))];
+    assert_eq!(judge(&site(&points), &points, Life::Ended, frames), None);
+    let cut = Site { stack_end: "no_cfi", ..site(&points) };
+    assert!(judge(&cut, &points, Life::Ended, frames).is_some());
+}
+
+#[test]
+fn the_reserve_of_a_stripped_program_is_known_by_its_shape() {
+    let reserve = |bytes| {
+        let mut site = site(&series(&[(1, 1)]));
+        site.totals.outstanding_bytes = bytes;
+        site
+    };
+    let frames = || vec![in_module("/srv/app", None), in_module(LIBC, None), in_module("/srv/app", None)];
+    let of_main = || vec![in_module("/srv/app", None), in_module("/srv/app", None), in_module(LIBC, None)];
+    assert_eq!(judge(&reserve(72_704), &[], Life::Ended, frames), None);
+    assert_eq!(judge(&reserve(73_728), &[], Life::Ended, frames), None);
+    assert!(judge(&reserve(73_729), &[], Life::Ended, frames).is_some());
+    assert!(judge(&reserve(72_704), &[], Life::Ended, of_main).is_some());
+}
+
+#[test]
+fn what_is_a_runtimes_is_said_of_processes_that_were_killed_too() {
+    let points = series(&[(1, 1)]);
+    let frames = || vec![in_module(LIBC, Some("_IO_file_doallocate")), in_module("/srv/app", Some("main"))];
+    for (life, said) in [(Life::Ended, true), (Life::CutShort, true), (Life::Running, false)] {
+        assert_eq!(super::judge(&site(&points), &points, life, frames).is_runtimes, said, "{life:?}");
+    }
 }
 
 fn stacks_of(image: ImageKey, hashes: impl IntoIterator<Item = u64>) -> Stacks {

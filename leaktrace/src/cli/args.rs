@@ -21,7 +21,7 @@ use crate::{
 #[command(after_help = "Examples:
   leaktrace attach -p 1234                 live summaries of a running process every 5 s
   leaktrace run -- ./server --port 80      trace a program from its first allocation
-  leaktrace run --fail-on-leak -- ./tests  exit with 3 when memory is still held at exit
+  leaktrace run --fail-on-leak -- ./tests  exit with 3 for a leak, with 4 if that is not known
   leaktrace doctor                         what this host can do and what is missing")]
 pub struct Cli {
     /// What to do.
@@ -80,12 +80,18 @@ const RUN_EXAMPLES: &str = "Examples:
   leaktrace run -- ./server                       one report on standard error when it ends
   leaktrace run --interval 5s -- ./server         and live summaries while it runs
   leaktrace run -o leaks.json --format json -- CMD  the report as JSON in a file
-  leaktrace run --fail-on-leak=64K -- make test   exit with 3 when more than 64 KiB are held at exit
+  leaktrace run --fail-on-leak=64K -- make test   exit with 3 when more than 64 KiB are leaked
+  leaktrace run --fail-on-leak --suppressions known.txt -- ./tests  but not for what is known
   leaktrace run --combined-only -- ./server       sums only: no stacks, cheapest
 
 The program owns standard input and output; the report goes to standard error, or to -o FILE.
-Exit code: the program's own (128 + signal if it was killed); with --fail-on-leak 3 for a leak;
-127 when there is no such program, 126 when it cannot be executed.";
+Exit code: the program's own if it failed (128 + signal if it was killed); else with --fail-on-leak
+3 for a leak, 4 if that is not known (no allocator found, blocks lost, a process not traced …); else
+0. Without --fail-on-leak 4 if nothing at all could be traced. 127 when there is no such program,
+126 when it cannot be executed. The last line of the report and \"verdict\" in JSON say which.
+
+What runtimes keep on purpose is no leak, nor is what shells, make, interpreters, compilers and the
+small tools of scripts keep. FILE of --suppressions has lines leak:PATTERN as LeakSanitizer's.";
 
 const ATTACH_EXAMPLES: &str = "Examples:
   leaktrace attach -p 1234                  summaries every 5 s until Ctrl-C
@@ -133,10 +139,17 @@ pub struct RunArgs {
     /// How to trace.
     #[command(flatten)]
     pub trace: TraceArgs,
-    /// Exit with 3 when more than BYTES (0 if not given) are still held at exit
+    /// Exit with 3 when more than BYTES (0 if not given) are leaked, and with 4 if that is not known
     #[arg(long, value_name = "BYTES", num_args = 0..=1, require_equals = true, default_missing_value = "0",
-          value_parser = units::size_bytes, help_heading = "Report")]
+          value_parser = units::size_bytes, help_heading = "Leaks")]
     pub fail_on_leak: Option<u64>,
+    /// No findings for call stacks with a function, source file or module in this list (LeakSanitizer's format); may be
+    /// repeated
+    #[arg(long, value_name = "FILE", help_heading = "Leaks")]
+    pub suppressions: Vec<PathBuf>,
+    /// Findings only for what this snapshot file does not hold, or holds less of
+    #[arg(long, value_name = "FILE", help_heading = "Leaks")]
+    pub baseline: Option<PathBuf>,
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     pub program: Vec<OsString>,

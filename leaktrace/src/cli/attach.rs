@@ -45,6 +45,7 @@ pub(super) async fn attach(args: &AttachArgs) -> Result<u8> {
     for pid in &args.targets.pids {
         crate::discover::process::inspect(*pid)?;
     }
+    trace::suit_link(&mut options, &args.targets.pids);
     let mut tracer = Tracer::new(options, files::selection(&args.trace, args.trace.snapshot.is_some()))?;
     let watch = if watches {
         tracer.keep_bans(&bans::default_path());

@@ -78,6 +78,8 @@ pub(super) struct WithFile<R> {
     top: usize,
     /// Only the last summary is passed on.
     only_last: bool,
+    /// Summaries are cut without a file, too: they hold more than is to be shown.
+    cuts: bool,
     ended: Vec<TargetView>,
     ended_left_out: u64,
 }
@@ -91,6 +93,7 @@ impl<R: Report> WithFile<R> {
             order: selection.order,
             top: selection.top,
             only_last: false,
+            cuts: false,
             ended: Vec::new(),
             ended_left_out: 0,
         }
@@ -99,6 +102,20 @@ impl<R: Report> WithFile<R> {
     /// Passes on only the last summary.
     pub(super) fn only_last(self) -> WithFile<R> {
         WithFile { only_last: true, ..self }
+    }
+
+    /// Cuts summaries to what is to be shown also without a file.
+    pub(super) fn cutting(self) -> WithFile<R> {
+        WithFile { cuts: true, ..self }
+    }
+
+    fn cut(&self, snapshot: &Snapshot) -> Snapshot {
+        let mut shown = snapshot.clone();
+        match self.cuts {
+            true => shown.cut_findings_first(self.order, self.top),
+            false => shown.cut(self.order, self.top),
+        }
+        shown
     }
 
     fn keep(&self, path: &Path, snapshot: &Snapshot) -> io::Result<()> {
@@ -127,7 +144,12 @@ impl<R: Report> WithFile<R> {
 
 impl<R: Report> Report for WithFile<R> {
     fn snapshot(&mut self, snapshot: &Snapshot) -> io::Result<()> {
-        let Some(path) = self.file.clone() else { return self.shown.snapshot(snapshot) };
+        let Some(path) = self.file.clone() else {
+            return match self.cuts {
+                true => self.shown.snapshot(&self.cut(snapshot)),
+                false => self.shown.snapshot(snapshot),
+            };
+        };
         // What was known of a process that died for lack of memory is not left to an end that may never come.
         let oom_killed = |target: &TargetView| target.exited.is_some_and(|exited| exited.oom_killed);
         if snapshot.last || snapshot.targets.iter().any(oom_killed) {
@@ -137,9 +159,7 @@ impl<R: Report> Report for WithFile<R> {
             self.remember_ended(snapshot);
             return Ok(());
         }
-        let mut shown = snapshot.clone();
-        shown.cut(self.order, self.top);
-        match self.shown.snapshot(&shown) {
+        match self.shown.snapshot(&self.cut(snapshot)) {
             // The reader has gone, and with it the session ends: this was the last summary after all.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe && !snapshot.last => {
                 self.keep(&path, snapshot)?;

@@ -30,8 +30,6 @@ use args::{Cli, Command};
 
 /// Exit code for an error of leaktrace itself.
 const FAILED: u8 = 1;
-/// Exit code of `run --fail-on-leak` for a leak.
-const LEAKED: u8 = 3;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {

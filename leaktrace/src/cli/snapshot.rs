@@ -44,10 +44,11 @@ pub(super) async fn snapshot(args: &SnapshotArgs) -> Result<u8> {
     trace::check_pid_namespace()?;
     let orders = args.targets.orders(&args.bounds)?;
     let by_orders = args.targets.has_selectors().then_some(&orders);
-    let options = trace::options_for(&args.trace, ModeArg::Sampled, by_orders)?;
+    let mut options = trace::options_for(&args.trace, ModeArg::Sampled, by_orders)?;
     for pid in &args.targets.pids {
         crate::discover::process::inspect(*pid)?;
     }
+    trace::suit_link(&mut options, &args.targets.pids);
     let path = match &args.trace.output {
         Some(path) => path.clone(),
         None => args.targets.file_name(),

@@ -16,7 +16,7 @@ use crate::{
         tracer::Tracer,
     },
     attach::{links::LinkKind, object::Sizes, plan::EmulatedClasses},
-    discover,
+    discover::{self, process},
 };
 
 /// Lines about targets at the start.
@@ -91,6 +91,14 @@ pub(super) fn options_for(args: &TraceArgs, mode: ModeArg, orders: Option<&Order
         debug_dirs: args.debug_dirs.clone(),
         debuginfod_urls: args.debuginfod.iter().filter(|url| !url.is_empty()).cloned().collect(),
     })
+}
+
+/// Chooses the link by what the processes need: the other kinds find a process by its first thread, and where that has
+/// ended while others go on, only a perf event can be set in one of those.
+pub(super) fn suit_link(options: &mut TraceOptions, pids: &[u32]) {
+    if pids.iter().any(|pid| process::shown_as(*pid) != *pid) {
+        options.link.get_or_insert(LinkKind::Perf);
+    }
 }
 
 /// Forwards what the kernel programs log to `tracing`, with --debug.

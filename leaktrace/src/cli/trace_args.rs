@@ -99,8 +99,8 @@ pub struct TraceArgs {
     /// Mean bytes from one sample to the next [default: 512K]; implies --mode sampled
     #[arg(long, value_name = "BYTES", value_parser = units::size_bytes, help_heading = "How")]
     pub sample_interval: Option<u64>,
-    /// What tracing may cost each process, in percent of one core, or off; beyond it samples are taken further apart,
-    /// then recording is paused [default of attach and snapshot: 5%, with --mode exact only a warning; of run: off]
+    /// What tracing may cost each process, in percent of one core, or off; beyond it samples are taken further apart
+    /// (not with --mode exact), then recording is paused [default of attach and snapshot: 5%, with --mode exact only a warning; of run: off]
     #[arg(long, value_name = "SHARE", value_parser = units::share, help_heading = "How")]
     pub max_overhead: Option<f64>,
     /// How long the first pause is that --max-overhead leads to

@@ -38,7 +38,7 @@ impl Candidate {
             return None;
         }
         let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
-        let executable = fs::read_link(format!("/proc/{pid}/exe")).ok();
+        let executable = fs::read_link(format!("/proc/{}/exe", process::shown_as(pid))).ok();
         let (groups, container) = containers.of_process(pid);
         Some(Candidate {
             pid,

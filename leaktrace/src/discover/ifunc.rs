@@ -1,7 +1,7 @@
 //! What an IFUNC symbol was resolved to in a running process: the loader ran the resolver and left its answer
 //! in the GOT slots that refer to the symbol. Nothing is executed; a value that does not lie in the file's
 //! own code is not believed.
-use super::{elf::ElfFile, maps::MapEntry, object::ObjectFile, scan::UnresolvedIfunc};
+use super::{elf::ElfFile, maps::MapEntry, object::ObjectFile, process, scan::UnresolvedIfunc};
 use std::{fs::File, os::unix::fs::FileExt};
 
 const MAX_FILES: usize = 512;
@@ -27,7 +27,7 @@ pub fn resolve(
     loaded: &[Loaded<'_>],
     mappings: &[MapEntry],
 ) -> Result<u64, &'static str> {
-    let memory = File::open(format!("/proc/{pid}/mem"))
+    let memory = File::open(format!("/proc/{}/mem", process::shown_as(pid)))
         .map_err(|_| "its IFUNC target: /proc/PID/mem cannot be opened")?;
     let own = ElfFile::parse(defining.file).map_err(|_| "its file cannot be parsed")?;
     let resolvers = own.relocations().iter().filter(|relocation| relocation.resolver == ifunc.resolver);

@@ -2,6 +2,8 @@
 //! hold; the formats are those of proc_pid_maps(5).
 use std::{fs, io};
 
+use super::process;
+
 /// A device number as the kernel prints it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Device {
@@ -66,7 +68,12 @@ impl MapEntry {
 /// # Errors
 /// What opening or reading `/proc/PID/maps` gives; `NotFound` and `ESRCH` mean that the process is gone.
 pub fn read(pid: u32) -> io::Result<Vec<MapEntry>> {
-    Ok(parse(&fs::read(format!("/proc/{pid}/maps"))?))
+    let mut text = fs::read(format!("/proc/{pid}/maps"))?;
+    if text.is_empty() {
+        // The first thread has ended, and its memory is that of the others alone.
+        text = fs::read(format!("/proc/{}/maps", process::shown_as(pid)))?;
+    }
+    Ok(parse(&text))
 }
 
 /// Where the program break of a process is, to the page: the end of `[heap]`, which only exists once it has moved.

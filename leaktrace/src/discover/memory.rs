@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::FileExt as _,
 };
 
+use super::process;
 use crate::model::memory::Memory;
 
 const MAX_STATUS_BYTES: u64 = 64 << 10;
@@ -12,7 +13,10 @@ const MAX_STATUS_BYTES: u64 = 64 << 10;
 /// Resident memory by what is behind it (`/proc/PID/status`, Linux 4.5); `None` where the process is gone, ended or a
 /// kernel thread.
 pub fn memory(pid: u32) -> Option<Memory> {
-    parse_status(&read(pid, "status")?)
+    parse_status(&read(pid, "status")?).or_else(|| {
+        let shown = process::shown_as(pid);
+        if shown == pid { None } else { parse_status(&read(shown, "status")?) }
+    })
 }
 
 /// Processor time that all threads of a process have used, in ns, good to a clock tick (10 ms).
@@ -72,7 +76,7 @@ impl Statm {
     /// # Errors
     /// Not found where there is no such process; that of open(2), such as for too many open files.
     pub fn open(pid: u32) -> io::Result<Statm> {
-        File::open(format!("/proc/{pid}/statm")).map(Statm)
+        File::open(format!("/proc/{}/statm", process::shown_as(pid))).map(Statm)
     }
 
     /// Resident bytes, and of those the anonymous ones; `None` where the process is gone or has no memory of its own,

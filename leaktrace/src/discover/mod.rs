@@ -7,6 +7,7 @@ pub mod container;
 pub mod elf;
 pub mod hazard;
 pub mod ifunc;
+pub mod lsan;
 pub mod maps;
 pub mod memory;
 pub mod memory_limit;
@@ -185,7 +186,7 @@ impl Discovery {
         let FileIdentity { device, inode, .. } = file.identity();
         let forced = self.forced.contains(&(device, inode));
         let is_executable = || {
-            fs::metadata(format!("/proc/{pid}/exe"))
+            fs::metadata(format!("/proc/{}/exe", process::shown_as(pid)))
                 .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == (device, inode))
         };
         let given = if forced || self.options.objects.is_empty() && is_executable() {

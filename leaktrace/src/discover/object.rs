@@ -5,7 +5,10 @@
 //! CAP_SYS_ADMIN; without them, and where something else has come to lie at the place meanwhile, the path is opened
 //! beneath the process's root and accepted only if it is the inode of the mapping. Files are read with pread, never mapped: a file that is cut off under a
 //! mapping raises SIGBUS.
-use super::maps::{self, MapEntry};
+use super::{
+    maps::{self, MapEntry},
+    process,
+};
 use std::{
     fs::{self, File, Metadata},
     io,
@@ -50,6 +53,7 @@ impl ObjectFile {
     /// The error of the fallback where both ways fail; `NotFound` also when the path leads to another file by
     /// now.
     pub fn of_mapping(pid: u32, entry: &MapEntry) -> io::Result<ObjectFile> {
+        let pid = process::shown_as(pid);
         let link = format!("/proc/{pid}/map_files/{:x}-{:x}", entry.start, entry.end);
         // Asked before opening: opening a device may have effects.
         match fs::metadata(&link).and_then(|metadata| regular(&metadata)).and_then(|()| File::open(&link)) {
@@ -108,7 +112,7 @@ impl ObjectFile {
     /// # Errors
     /// As for [`ObjectFile::of_file`], and what openat2(2) gives.
     pub fn beneath_root(pid: u32, path: &[u8]) -> io::Result<ObjectFile> {
-        ObjectFile::beneath(&format!("/proc/{pid}/root"), path)
+        ObjectFile::beneath(&format!("/proc/{}/root", process::shown_as(pid)), path)
     }
 
     /// Opens a path as a process sees it whose root this is: symbolic links cannot lead out of it (openat2, 5.6).

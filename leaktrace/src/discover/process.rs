@@ -143,6 +143,11 @@ impl fmt::Display for ProcessError {
                 out,
                 "process {pid} runs a program for another architecture (ELF machine {machine}): only x86-64 can be traced"
             ),
+            ProcessError::Permission { pid, what } if is_root() => write!(
+                out,
+                "no permission to read /proc/{pid}/{what}, for root either: a file system that its user has mounted (FUSE) \
+                 shows its files to nobody else unless it is mounted with allow_other or allow_root"
+            ),
             ProcessError::Permission { pid, what } => write!(
                 out,
                 "no permission to read /proc/{pid}/{what}: run as root, or give leaktrace CAP_SYS_PTRACE"
@@ -156,6 +161,11 @@ impl fmt::Display for ProcessError {
 
 impl std::error::Error for ProcessError {}
 
+fn is_root() -> bool {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
 /// Reads the facts of a process and refuses one that cannot be traced.
 ///
 /// # Errors
@@ -166,17 +176,18 @@ pub fn inspect(pid: u32) -> Result<Process, ProcessError> {
     if stat.flags & PF_KTHREAD != 0 {
         return Err(ProcessError::KernelThread(pid));
     }
-    if stat.has_ended() {
-        return Err(ProcessError::Zombie(pid));
-    }
-    let status = read_bounded(pid, "status", MAX_STATUS_BYTES)?;
+    let shown = match living_thread(pid, &stat) {
+        Some(thread) => thread,
+        None => return Err(ProcessError::Zombie(pid)),
+    };
+    let status = read_bounded(shown, "status", MAX_STATUS_BYTES)?;
     if let Some(&process) = status_words(&status, "Tgid:").first().filter(|tgid| **tgid != pid) {
         return Err(ProcessError::Thread { tid: pid, process });
     }
     let comm = read_bounded(pid, "comm", 64)?;
-    let cmdline = read_bounded(pid, "cmdline", MAX_CMDLINE_BYTES)?;
-    check_architecture(pid)?;
-    let executable = fs::read_link(format!("/proc/{pid}/exe")).ok();
+    let cmdline = read_bounded(shown, "cmdline", MAX_CMDLINE_BYTES)?;
+    check_architecture(shown)?;
+    let executable = fs::read_link(format!("/proc/{shown}/exe")).ok();
     Ok(Process {
         identity: ProcessIdentity {
             pid,
@@ -232,22 +243,49 @@ pub fn tracer(pid: u32) -> Option<u32> {
     status_words(&status, "TracerPid:").first().copied().filter(|tracer| *tracer != 0)
 }
 
-/// Resident bytes of private anonymous memory (smaps `Anonymous:`) in which heap blocks can lie: `[heap]`,
-/// and writable, not executable, not shared mappings without a file that have no name or are named
-/// `[anon:…]`. `[stack]` does not count; thread stacks do, because nothing in smaps tells them from an arena.
-/// `None` where smaps cannot be read.
-pub fn heap_bytes(pid: u32) -> Option<u64> {
-    let mut text = Vec::new();
-    File::open(format!("/proc/{pid}/smaps")).ok()?.take(MAX_SMAPS_BYTES).read_to_end(&mut text).ok()?;
-    Some(heap_bytes_in(&text))
+/// The id under which /proc shows a process's memory and files: its own, or, where its first thread has ended and others
+/// live on, that of one of them. A process lives as long as one of its threads does.
+pub fn shown_as(pid: u32) -> u32 {
+    let stat = read_bounded(pid, "stat", MAX_STATUS_BYTES).ok().and_then(|stat| parse_stat(&stat));
+    stat.and_then(|stat| living_thread(pid, &stat)).unwrap_or(pid)
 }
 
-fn heap_bytes_in(smaps: &[u8]) -> u64 {
+/// A thread that lives: the first one, of which this is the state, if it does.
+fn living_thread(pid: u32, first: &Stat) -> Option<u32> {
+    if !first.has_ended() {
+        return Some(pid);
+    }
+    let lives = |tid: &u32| {
+        let mut stat = Vec::new();
+        let read = File::open(format!("/proc/{pid}/task/{tid}/stat"))
+            .and_then(|file| file.take(MAX_STATUS_BYTES).read_to_end(&mut stat));
+        read.is_ok() && parse_stat(&stat).is_some_and(|stat| !stat.has_ended())
+    };
+    threads(pid).into_iter().filter(|tid| *tid != pid).find(lives)
+}
+
+/// Resident bytes of private anonymous memory (smaps `Anonymous:`) in which heap blocks can lie: `[heap]`,
+/// and writable, not executable, not shared mappings without a file that have no name or are named
+/// `[anon:…]`. Stacks do not count: `[stack]`, and what the stack pointer of a thread points into, which tells a thread's
+/// stack from an arena. That of a thread that runs all the time cannot be read, and its stack counts. `None` where smaps
+/// cannot be read.
+pub fn heap_bytes(pid: u32) -> Option<u64> {
+    let mut text = Vec::new();
+    File::open(format!("/proc/{}/smaps", shown_as(pid)))
+        .ok()?
+        .take(MAX_SMAPS_BYTES)
+        .read_to_end(&mut text)
+        .ok()?;
+    Some(heap_bytes_in(&text, &stack_pointers(pid)))
+}
+
+fn heap_bytes_in(smaps: &[u8], stack_pointers: &[u64]) -> u64 {
     let mut counts = false;
     let mut sum = 0u64;
     for line in smaps.split(|byte| *byte == b'\n') {
         if let Some(entry) = maps::parse_line(line) {
-            counts = holds_heap(&entry);
+            let is_stack = stack_pointers.iter().any(|pointer| entry.contains(*pointer));
+            counts = holds_heap(&entry) && !is_stack;
         } else if counts && let Some(rest) = line.strip_prefix(b"Anonymous:") {
             let digits = rest.trim_ascii().split(|byte| *byte == b' ').next().unwrap_or(&[]);
             let kib: u64 = std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
@@ -255,6 +293,23 @@ fn heap_bytes_in(smaps: &[u8]) -> u64 {
         }
     }
     sum
+}
+
+/// Stack pointers of the threads that wait in the kernel; a thread that runs is asked a few times.
+fn stack_pointers(pid: u32) -> Vec<u64> {
+    const TRIES: usize = 5;
+    let of_thread = |tid: u32| {
+        let read = || fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).ok();
+        (0..TRIES).find_map(|_| stack_pointer_in(&read()?))
+    };
+    threads(pid).into_iter().filter_map(of_thread).collect()
+}
+
+/// Of `/proc/PID/syscall`: number, arguments, stack pointer, instruction pointer; or `-1` and the last two; or `running`.
+fn stack_pointer_in(text: &str) -> Option<u64> {
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    let [.., pointer, _instruction] = words.as_slice() else { return None };
+    u64::from_str_radix(pointer.strip_prefix("0x")?, 16).ok()
 }
 
 fn holds_heap(entry: &MapEntry) -> bool {
@@ -296,7 +351,7 @@ pub fn stat(pid: u32) -> Option<Vitals> {
     let stat = parse_stat(&read_bounded(pid, "stat", MAX_STATUS_BYTES).ok()?)?;
     Some(Vitals {
         is_kernel_thread: stat.flags & PF_KTHREAD != 0,
-        has_ended: stat.has_ended(),
+        has_ended: living_thread(pid, &stat).is_none(),
         in_exec: stat.start_code == 0,
         start_ticks: stat.start_ticks,
     })
@@ -440,6 +495,16 @@ mod tests {
     }
 
     #[test]
+    fn a_process_whose_first_thread_has_ended_is_shown_by_another() {
+        let pid = std::process::id();
+        assert_eq!(shown_as(pid), pid);
+        let ended = Stat { state: b'Z', flags: 0, start_ticks: 1, start_code: 1 };
+        let thread = living_thread(pid, &ended).unwrap();
+        assert!(thread != pid && threads(pid).contains(&thread), "tests run in threads");
+        assert_eq!(living_thread(0, &ended), None);
+    }
+
+    #[test]
     fn a_name_with_blanks_and_brackets_does_not_shift_the_fields() {
         let stat = b"7 (a) R 9) x) S 1 7 7 0 -1 4194560 0 0 0 0 0 0 0 0 20 0 1 0 4242 1 1\n";
         let stat = parse_stat(stat).unwrap();
@@ -456,7 +521,38 @@ mod tests {
             5000-6000 rwxp 00000000 00:00 0 \nAnonymous:     100 kB\n\
             6000-7000 rw-p 00000000 08:01 5 /x\nAnonymous:     100 kB\n\
             7000-8000 rw-s 00000000 00:00 0 \nAnonymous:     100 kB\n";
-        assert_eq!(heap_bytes_in(smaps), 14 * 1024);
+        assert_eq!(heap_bytes_in(smaps, &[]), 14 * 1024);
+        assert_eq!(heap_bytes_in(smaps, &[0x2ff0, 0x9000]), 10 * 1024, "a thread's stack");
+    }
+
+    #[test]
+    fn the_stack_pointer_of_a_waiting_thread_is_known() {
+        assert_eq!(stack_pointer_in("202 0x1 0x2 0x3 0x4 0x5 0x6 0x7ffe10 0x7f20\n"), Some(0x7f_fe10));
+        assert_eq!(stack_pointer_in("-1 0x7ffe10 0x7f20\n"), Some(0x7f_fe10));
+        for text in ["running\n", "", "0x1", "a b"] {
+            assert_eq!(stack_pointer_in(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_stack_of_a_thread_is_no_heap() {
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let (end, ends) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let mut own = [1u8; 1 << 20];
+            std::hint::black_box(&mut own);
+            ready.send(std::ptr::from_ref(&own) as u64).unwrap();
+            let _ = ends.recv();
+        });
+        let address = is_ready.recv().unwrap();
+        let pid = std::process::id();
+        let mapping = maps::read(pid).unwrap().into_iter().find(|entry| entry.contains(address)).unwrap();
+        let waits = || stack_pointers(pid).into_iter().any(|pointer| mapping.contains(pointer));
+        while !waits() {
+            std::thread::yield_now();
+        }
+        end.send(()).unwrap();
+        thread.join().unwrap();
     }
 
     #[test]

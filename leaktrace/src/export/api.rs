@@ -8,7 +8,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::json::{self, SiteJson, SnapshotJson, TargetJson, Time};
+use super::json::{SiteJson, SnapshotJson, TargetJson, Time};
 use crate::model::{
     series::{SeriesPoint, TargetKey},
     service::{Alert, MemoryLimit, OwnUse, Severity, SnapshotFile, View, Work, is_live, key},
@@ -222,8 +222,12 @@ pub fn targets(view: &View) -> String {
 }
 
 /// `GET /api/v1/targets/{pid}`.
-pub fn target(view: &View, target: &TargetView) -> String {
-    text(&served(view, target))
+pub fn target(view: &View, target: &TargetView, with_addresses: bool) -> String {
+    let mut served = served(view, target);
+    if !with_addresses {
+        served.target.sites.iter_mut().for_each(SiteJson::hide_addresses);
+    }
+    text(&served)
 }
 
 /// `GET /api/v1/history`.
@@ -259,7 +263,13 @@ pub fn history(key: TargetKey, points: &[SeriesPoint], peak: Option<SeriesPoint>
 }
 
 /// `GET /api/v1/leaks`: findings of at least this confidence, the surest and fastest first.
-pub fn leaks(view: &View, at_least: Confidence, pid: Option<u32>, limit: usize) -> String {
+pub fn leaks(
+    view: &View,
+    at_least: Confidence,
+    pid: Option<u32>,
+    limit: usize,
+    with_addresses: bool,
+) -> String {
     #[derive(Serialize)]
     struct Leaks<'a> {
         time: Time,
@@ -275,12 +285,18 @@ pub fn leaks(view: &View, at_least: Confidence, pid: Option<u32>, limit: usize) 
         site: SiteJson<'a>,
     }
     let found = view.findings(at_least, pid);
-    let shown = found.iter().take(limit).map(|(target, site)| Leak {
-        pid: target.pid,
-        start_time: Time(target.start_time),
-        comm: &target.comm,
-        ended: !is_live(target),
-        site: SiteJson::from(*site),
+    let shown = found.iter().take(limit).map(|(target, site)| {
+        let mut site = SiteJson::from(*site);
+        if !with_addresses {
+            site.hide_addresses();
+        }
+        Leak {
+            pid: target.pid,
+            start_time: Time(target.start_time),
+            comm: &target.comm,
+            ended: !is_live(target),
+            site,
+        }
     });
     text(&Leaks { time: Time(view.snapshot.time), total: found.len(), leaks: shown.collect() })
 }
@@ -324,7 +340,7 @@ pub fn snapshot_file(file: &SnapshotFile) -> String {
 }
 
 /// An event of `GET /api/v1/stream`: the summary with the first sites of each target, on one line.
-pub fn summary(snapshot: &Snapshot, top: usize) -> String {
+pub fn summary(snapshot: &Snapshot, top: usize, with_addresses: bool) -> String {
     if top == 0 {
         let mut bare = SnapshotJson::from(snapshot);
         bare.targets.iter_mut().for_each(|target| target.sites.clear());
@@ -332,7 +348,12 @@ pub fn summary(snapshot: &Snapshot, top: usize) -> String {
     }
     let mut cut = snapshot.clone();
     cut.cut(Order::Bytes, top);
-    json::snapshot(&cut).trim_end().to_owned()
+    let mut shown = SnapshotJson::from(&cut);
+    if !with_addresses {
+        let sites = shown.targets.iter_mut().flat_map(|target| &mut target.sites);
+        sites.for_each(SiteJson::hide_addresses);
+    }
+    text(&shown)
 }
 
 /// A problem as of RFC 9457.

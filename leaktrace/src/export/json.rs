@@ -15,6 +15,7 @@
 //! | | `targets` `losses` `notes` | processes; what was not recorded or only approximately, by cause; sentences |
 //! | | `events` | decisions since the previous snapshot that change what is recorded: `[{"time", "pid", "comm", "kind", "reason"}]`; `kind` is `"widened"` `"narrowed"` `"paused"` `"resumed"` `"over_budget"` `"auto_started"` `"auto_stopped"` `"auto_failed"` `"killed_by_tracing"` |
 //! | | `watched` | null, or what is watched without being traced: `{"processes", "unwatched", "fastest": [{"pid", "comm", "rss_bytes", "anonymous_bytes", "growth_bytes_per_hour", "reason"}]}` |
+//! | | `verdict` | null, or in the last snapshot of `run` what it comes to: `{"outcome", "exit_code", "reasons", "limit_bytes", "leaked", "suppressed", "in_baseline"}`; `outcome` is `"clean"` `"leaks"` `"not-known"` `"program-failed"`, `exit_code` that of leaktrace, `reasons` sentences, `limit_bytes` that of `--fail-on-leak`, null without it; the last three are `{"bytes", "count", "sites"}` of findings, of what suppressions hid and of what the baseline had |
 //! | target | `pid` `start_time` `since` | process; when it started; when its tracing began |
 //! | | `comm` `cmdline` | name; command line, words joined by spaces |
 //! | | `exited` | null while it runs, else `{"code", "signal", "oom_killed"}`: one of the first two is a number, or none without kernel BTF |
@@ -37,6 +38,7 @@
 //! | | `mappings` | bytes by purpose: `program` `allocator` `reserved` `stack` `break`, each `…_bytes` |
 //! | | `sites` `sites_cut` `cut_outstanding_bytes` `cut_outstanding_count` | what is shown; what `--top` left out |
 //! | | `stack_ends` `losses` | how many call stacks end for which reason; losses of this process alone |
+//! | | `unseen` | why a part of what it allocated was not seen, as clauses |
 //! | site | `id` | the same in the next run of the same build; `model::site_id` says how it is made |
 //! | | `kind` | `"heap"` or `"mapping"` |
 //! | | `outstanding_…` … `samples` | sums; with `--older`, outstanding counts only blocks that old |
@@ -44,10 +46,12 @@
 //! | | `oldest_age_ns` | age of the oldest live block, null without one or where blocks were not read |
 //! | | `lifetimes` | freed blocks (when sampled, freed samples) by lifetime: item 0 below 1024 ns, item b up to 2^(b+10) ns; no trailing zeros |
 //! | | `finding` | null or `{"confidence": "low"/"medium"/"high", "evidence", "growth_bytes_per_second"}` |
+//! | | `runtime` | whether a runtime keeps it for itself, once the process has ended |
+//! | | `suppressed` | null, or what keeps it from being a finding: a suppression, or `"baseline"` |
 //! | | `frames` | from the allocation function's caller outwards, inlined ones before the one they are inlined into |
 //! | | `stack_end` | `"complete"` or why the stack is cut |
 //! | | `blocks` | with `--show-allocs`: `[{"address", "size_bytes", "age_ns"}]` |
-//! | frame | `address` `module` `build_id` `module_offset` | return address; mapped file; its build id; place in the file |
+//! | frame | `address` `module` `build_id` `module_offset` | return address, null in answers of an agent to requests without its token; mapped file; its build id; place in the file |
 //! | | `function` `offset` `file` `line` | demangled name; offset from its start; source |
 //! | | `inlined` `guessed` `reason` | inlined into the next; found by a guess; why there is no function name |
 //!
@@ -58,7 +62,9 @@ use std::collections::BTreeMap;
 
 use serde::{Serialize, Serializer};
 
+mod verdict;
 mod watch;
+use verdict::VerdictJson;
 use watch::{EventJson, MemoryJson, OverheadJson, WatchJson};
 
 use crate::model::snapshot::{
@@ -127,6 +133,7 @@ pub(super) struct SnapshotJson<'a> {
     notes: &'a [String],
     events: Vec<EventJson<'a>>,
     watched: Option<WatchJson<'a>>,
+    verdict: Option<VerdictJson<'a>>,
 }
 
 impl<'a> From<&'a Snapshot> for SnapshotJson<'a> {
@@ -149,6 +156,7 @@ impl<'a> From<&'a Snapshot> for SnapshotJson<'a> {
             notes: &snapshot.notes,
             events: snapshot.events.iter().map(EventJson::from).collect(),
             watched: snapshot.watched.as_ref().map(WatchJson::from),
+            verdict: snapshot.verdict.as_ref().map(VerdictJson::from),
         }
     }
 }
@@ -286,6 +294,7 @@ pub(super) struct TargetJson<'a> {
     cut_outstanding_count: u64,
     stack_ends: &'a BTreeMap<String, u64>,
     losses: &'a BTreeMap<String, u64>,
+    unseen: &'a [String],
 }
 
 impl<'a> From<&'a TargetView> for TargetJson<'a> {
@@ -317,6 +326,7 @@ impl<'a> From<&'a TargetView> for TargetJson<'a> {
             cut_outstanding_count: target.cut_totals.outstanding_count,
             stack_ends: &target.stack_ends,
             losses: &target.losses,
+            unseen: &target.unseen,
         }
     }
 }
@@ -386,6 +396,8 @@ pub(super) struct SiteJson<'a> {
     oldest_age_ns: Option<u64>,
     lifetimes: &'a [u32],
     finding: Option<FindingJson<'a>>,
+    runtime: bool,
+    suppressed: Option<&'a str>,
     frames: Vec<FrameJson<'a>>,
     stack_end: &'static str,
     blocks: Vec<BlockJson>,
@@ -402,10 +414,20 @@ impl<'a> From<&'a SiteView> for SiteJson<'a> {
             oldest_age_ns: site.oldest_age_ns,
             lifetimes: site.lifetimes.get(..used).unwrap_or_default(),
             finding: site.finding.as_ref().map(FindingJson::from),
+            runtime: site.is_runtimes,
+            suppressed: site.suppressed.as_deref(),
             frames: site.frames.iter().map(FrameJson::from).collect(),
             stack_end: site.stack_end,
             blocks: site.blocks.iter().map(BlockJson::from).collect(),
         }
+    }
+}
+
+impl SiteJson<'_> {
+    /// Leaves out where the process has its memory.
+    pub(super) fn hide_addresses(&mut self) {
+        self.frames.iter_mut().for_each(|frame| frame.address = None);
+        self.blocks.iter_mut().for_each(|block| block.address = None);
     }
 }
 
@@ -432,20 +454,24 @@ impl<'a> From<&'a Finding> for FindingJson<'a> {
 
 #[derive(Serialize)]
 struct BlockJson {
-    address: Address,
+    address: Option<Address>,
     size_bytes: u64,
     age_ns: u64,
 }
 
 impl From<&BlockView> for BlockJson {
     fn from(block: &BlockView) -> Self {
-        BlockJson { address: Address(block.address), size_bytes: block.size_bytes, age_ns: block.age_ns }
+        BlockJson {
+            address: Some(Address(block.address)),
+            size_bytes: block.size_bytes,
+            age_ns: block.age_ns,
+        }
     }
 }
 
 #[derive(Serialize)]
 pub(super) struct FrameJson<'a> {
-    address: Address,
+    address: Option<Address>,
     module: Option<&'a str>,
     build_id: Option<&'a str>,
     module_offset: Option<u64>,
@@ -461,7 +487,7 @@ pub(super) struct FrameJson<'a> {
 impl<'a> From<&'a Frame> for FrameJson<'a> {
     fn from(frame: &'a Frame) -> Self {
         FrameJson {
-            address: Address(frame.address),
+            address: Some(Address(frame.address)),
             module: frame.module.as_deref(),
             build_id: frame.build_id.as_deref(),
             module_offset: frame.module_offset,

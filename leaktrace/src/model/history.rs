@@ -90,8 +90,8 @@ impl History {
     pub fn growth_bytes_per_second(&self, id: PlaceId, time_ns: u64, outstanding_bytes: u64) -> Option<f64> {
         let previous_ns = self.last_ns?;
         let seconds = time_ns.checked_sub(previous_ns).filter(|ns| *ns > 0)? as f64 / 1e9;
-        // Summaries that are held did not change it.
-        let series = self.series.get(&id);
+        // Summaries that are held did not change it. A site that was not in the one before held nothing of what is shown.
+        let series = self.series.get(&id).filter(|series| self.stands(series));
         let before = series.and_then(|series| series.last()).map_or(0, |point| point.outstanding_bytes);
         Some((outstanding_bytes as f64 - before as f64) / seconds)
     }
@@ -210,6 +210,20 @@ mod tests {
         assert_eq!(history.growth_bytes_per_second(ID, 3_000_000_000, 0), Some(-50.0));
         assert_eq!(history.growth_bytes_per_second(PlaceId(2), 2_000_000_000, 50), Some(50.0));
     }
+
+    #[test]
+    fn a_site_that_comes_back_has_grown_from_nothing() {
+        const SECOND: u64 = 1_000_000_000;
+        let mut history = History::default();
+        history.record(SECOND, [(ID, point(SECOND, 100))]);
+        history.record(2 * SECOND, []);
+        assert_eq!(history.growth_bytes_per_second(ID, 3 * SECOND, 100), Some(100.0));
+        history.record(3 * SECOND, [(ID, point(3 * SECOND, 100))]);
+        assert_eq!(history.growth_bytes_per_second(ID, 4 * SECOND, 100), Some(0.0));
+        history.hold(4 * SECOND);
+        assert_eq!(history.growth_bytes_per_second(ID, 5 * SECOND, 100), Some(0.0));
+    }
+
     #[test]
     fn summaries_without_news_leave_the_same_points_as_recording_them() {
         // Two sites that came at different times, one that left, and long rests between changes.

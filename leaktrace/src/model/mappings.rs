@@ -21,6 +21,9 @@ use super::snapshot::MappingTotals;
 const PAGE_BYTES: u64 = 4096;
 /// Mappings remembered at the most; the kernel's own default bound is 65,530 (vm.max_map_count).
 const MAX_MAPPINGS: usize = 1 << 20;
+/// A mapping this large for which the kernel sets no memory aside (MAP_NORESERVE) is address space to be used in part:
+/// sanitizers take terabytes of it for their shadow.
+const RESERVATION_BYTES: u64 = 1 << 30;
 /// Threads whose last munmap or mremap can still be taken back.
 const MAX_PENDING: usize = 4096;
 
@@ -33,7 +36,7 @@ pub enum Class {
     Unlisted,
     /// Anonymous memory mapped inside an allocation function: already counted as heap.
     Allocator,
-    /// Anonymous memory without access rights.
+    /// Anonymous memory without access rights, or more of it than is ever used.
     Reserved,
     /// The program break, where it makes sites.
     Break,
@@ -481,7 +484,7 @@ fn classify(record: &MappingChange) -> Class {
         Class::File
     } else if has(libc::MAP_STACK) || has(libc::MAP_GROWSDOWN) {
         Class::ThreadStack
-    } else if record.protection == 0 {
+    } else if record.protection == 0 || has(libc::MAP_NORESERVE) && record.length_bytes >= RESERVATION_BYTES {
         Class::Reserved
     } else if record.in_allocator != 0 {
         Class::Allocator

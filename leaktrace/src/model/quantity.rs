@@ -1,6 +1,9 @@
 //! Reads sizes, counts and durations that people write, on the command line and in files. Printing them is `units`' work.
 use std::time::Duration;
 
+/// The longest duration that is taken.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
+
 /// Reads a size in bytes: `4096`, `4k`, `4KiB`, `1M`, `1.5MiB`, `2G`. Units are powers of 1024.
 pub fn size_bytes(text: &str) -> Result<u64, String> {
     let (number, unit) = split(text);
@@ -59,14 +62,17 @@ pub fn unwind_bytes(text: &str) -> Result<u64, String> {
 /// Reads a duration: `500ms`, `10s`, `1m30s`, `2h`; a plain number counts seconds.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
-    if let Ok(seconds) = text.parse::<f64>() {
-        return Duration::try_from_secs_f64(seconds).map_err(|_| format!("{text:?} seconds is out of range"));
-    }
-    humantime::parse_duration(text).map_err(|_| {
-        format!(
-            "{text:?} is not a duration: give seconds or a number with a unit, such as 500ms, 10s or 1m30s"
-        )
-    })
+    let out_of_range = || format!("{text:?} is out of range: at most 100 years");
+    let value = match text.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|_| out_of_range())?,
+        Err(_) => humantime::parse_duration(text).map_err(|_| {
+            format!(
+                "{text:?} is not a duration: give seconds or a number with a unit, such as 500ms, 10s or 1m30s"
+            )
+        })?,
+    };
+    // A clock cannot be set for times much later than that.
+    if value > LONGEST { Err(out_of_range()) } else { Ok(value) }
 }
 
 /// Reads a duration that must not be zero.
@@ -189,6 +195,10 @@ mod tests {
         for text in ["", "-1", "nan", "inf", "1e300", "ten", "5 parsecs"] {
             assert!(duration(text).is_err(), "{text}");
         }
+        for text in ["1e19", "1.8e19", "3153600001", "101years", "18446744073709551615"] {
+            assert!(duration(text).unwrap_err().contains("at most 100 years"), "{text}");
+        }
+        assert!(std::time::Instant::now().checked_add(LONGEST).is_some());
         assert!(positive_duration("0s").is_err());
     }
 }

@@ -24,6 +24,15 @@ pub struct Shown {
     pub sums: Sums,
 }
 
+/// What the analysis says of a site.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Judged {
+    /// The verdict, where there is one.
+    pub finding: Option<Finding>,
+    /// A runtime keeps what the site holds for itself.
+    pub is_runtimes: bool,
+}
+
 /// What is said of all sites of a target together.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sums {
@@ -141,7 +150,7 @@ impl Ranked {
         &self,
         input: &Input<'_>,
         selection: &Selection,
-        mut judge: impl FnMut(&Site, &Arc<[Frame]>) -> Option<Finding>,
+        mut judge: impl FnMut(&Site, &Arc<[Frame]>) -> Judged,
     ) -> Shown {
         let blocks = match input.blocks {
             Some(blocks) if selection.blocks > 0 => blocks.of_sites(
@@ -155,9 +164,11 @@ impl Ranked {
         let mut sites: Vec<SiteView> = Vec::with_capacity(self.sites.len());
         let mut known: HashMap<SiteId, usize> = HashMap::with_capacity(self.sites.len());
         for (site, (id, frames)) in self.sites.iter().zip(&self.names) {
+            let Judged { finding, is_runtimes } = judge(site, frames);
             let view = SiteView {
                 id: id.to_string(),
-                finding: judge(site, frames),
+                finding,
+                is_runtimes,
                 frames: Arc::clone(frames),
                 ..view(site, input, selection, &blocks)
             };
@@ -192,6 +203,7 @@ fn merge(same: &mut SiteView, other: SiteView, selection: &Selection) {
     if confidence(&other.finding) > confidence(&same.finding) {
         same.finding = other.finding;
     }
+    same.is_runtimes &= other.is_runtimes;
     same.blocks.extend(other.blocks);
     order_blocks(&mut same.blocks, selection);
 }
@@ -233,6 +245,8 @@ fn view(
         oldest_age_ns: site.oldest_age_ns,
         lifetimes: site.lifetimes.to_vec(),
         finding: None,
+        is_runtimes: false,
+        suppressed: None,
         frames: Arc::default(),
         stack_end: site.stack_end,
         blocks: own,

@@ -6,6 +6,7 @@ use super::{
     events::EventView,
     memory::{MemoryView, WatchView},
     overhead::OverheadView,
+    verdict::Verdict,
 };
 
 /// Nanoseconds since the Unix epoch, UTC.
@@ -50,6 +51,8 @@ pub struct Snapshot {
     pub events: Vec<EventView>,
     /// Processes that are watched without being traced, where there are any.
     pub watched: Option<WatchView>,
+    /// What it all comes to: in the last snapshot of `run`.
+    pub verdict: Option<Verdict>,
 }
 
 /// How a process ended.
@@ -159,6 +162,8 @@ pub struct TargetView {
     pub stack_ends: BTreeMap<String, u64>,
     /// Losses of this target alone, by cause.
     pub losses: BTreeMap<String, u64>,
+    /// Why a part of what it holds was not seen, as clauses: no allocator was found, functions could not be probed.
+    pub unseen: Vec<String>,
     /// What its mappings hold, by class.
     pub mappings: MappingTotals,
     /// Its memory as the kernel accounts for it, where that could be read.
@@ -187,7 +192,7 @@ pub struct MappingTotals {
     pub program_bytes: u64,
     /// Mapped inside an allocation function: the allocator's own, already counted as heap.
     pub allocator_bytes: u64,
-    /// Reserved without access rights (PROT_NONE).
+    /// Reserved: without access rights (PROT_NONE), or in sizes that are never used as a whole (MAP_NORESERVE).
     pub reserved_bytes: u64,
     /// Thread stacks.
     pub stack_bytes: u64,
@@ -252,6 +257,10 @@ pub struct SiteView {
     pub lifetimes: Vec<u32>,
     /// The verdict, where the analysis has one.
     pub finding: Option<Finding>,
+    /// A runtime keeps it for itself, on purpose.
+    pub is_runtimes: bool,
+    /// What keeps it from being a finding: a suppression, or "baseline".
+    pub suppressed: Option<String>,
     /// From the allocation function's caller outwards; inlined frames before the frame they are inlined into. The same
     /// in the next snapshot, and then not copied.
     pub frames: Arc<[Frame]>,

@@ -50,6 +50,7 @@ pub fn report(view: &View) -> String {
     out.push('\n');
     let mut shown = view.snapshot.as_ref().clone();
     shown.cut(Order::Bytes, TOP);
+    shown.relocate();
     out.push_str(&text::snapshot(&shown, Style::default()));
     out
 }

@@ -3,6 +3,7 @@ use std::fmt::{self, Write};
 
 use leaktrace_common::counter::{Class, Counter};
 
+mod verdict;
 mod watch;
 
 use super::{
@@ -13,6 +14,7 @@ use super::{
 use crate::model::{
     site_id::base_name,
     snapshot::{BlockView, Confidence, Frame, Mode, SiteKind, SiteView, Snapshot, TargetView},
+    verdict::{Outcome, Verdict},
 };
 
 /// How to print.
@@ -89,7 +91,21 @@ impl Printer<'_> {
         for note in &snapshot.notes {
             writeln!(self.out, "Note: {}", escape(note))?;
         }
-        Ok(())
+        snapshot.verdict.iter().try_for_each(|verdict| self.verdict(verdict))
+    }
+
+    /// What it all comes to, in the last lines.
+    fn verdict(&mut self, verdict: &Verdict) -> fmt::Result {
+        for line in verdict::hidden(verdict) {
+            writeln!(self.out, "{line}")?;
+        }
+        let paint = match verdict.outcome {
+            Outcome::Clean => Paint::Bold,
+            Outcome::NotKnown => Paint::Yellow,
+            Outcome::Leaks | Outcome::ProgramFailed => Paint::Red,
+        };
+        self.painted(paint, &verdict::line(verdict))?;
+        self.out.write_char('\n')
     }
 
     fn target(&mut self, target: &TargetView) -> fmt::Result {
@@ -166,6 +182,8 @@ impl Printer<'_> {
             words.push(format!("RSS {}", units::bytes(bytes)));
         }
         self.items("", &words)?;
+        let unseen: Vec<String> = target.unseen.iter().map(|reason| escape(reason)).collect();
+        self.items("not seen: ", &unseen)?;
         if let Some(memory) = &target.memory {
             self.items("memory: ", &watch::memory(memory, self.mode))?;
             if let Some(finding) =
@@ -217,7 +235,7 @@ impl Printer<'_> {
             (m.allocator_bytes, "by allocators"),
             (m.break_bytes, "program break"),
             (m.stack_bytes, "thread stacks"),
-            (m.reserved_bytes, "reserved without access"),
+            (m.reserved_bytes, "reserved"),
         ]
         .into_iter()
         .filter(|(bytes, _)| *bytes > 0)
@@ -254,6 +272,11 @@ impl Printer<'_> {
             let paint = if finding.confidence == Confidence::High { Paint::Red } else { Paint::Yellow };
             self.indent(indent)?;
             self.painted(paint, &format!("{}: {}", verdict(finding.confidence), finding.evidence))?;
+            self.out.write_char('\n')?;
+        }
+        if let Some(suppression) = &site.suppressed {
+            self.indent(indent)?;
+            self.painted(Paint::Dim, &format!("suppressed: {}", escape(suppression)))?;
             self.out.write_char('\n')?;
         }
         self.stack(&site.frames, site.stack_end, indent)?;

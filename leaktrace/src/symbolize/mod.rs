@@ -23,6 +23,7 @@ use crate::model::snapshot::Frame;
 
 mod debug_files;
 mod debuginfod;
+mod demangle;
 mod elf;
 mod image;
 mod mini_symbols;
@@ -403,11 +404,17 @@ fn frames_of(symbol: &Sym<'_>) -> Vec<Frame> {
     let named = symbol.inlined.iter().rev().filter(|function| !function.name.is_empty());
     let inlined = named.map(|function| {
         let (file, line) = place(function.code_info.as_ref());
-        Frame { function: Some(bounded(&function.name)), file, line, inlined: true, ..Frame::default() }
+        Frame {
+            function: Some(bounded(&demangle::demangle(&function.name))),
+            file,
+            line,
+            inlined: true,
+            ..Frame::default()
+        }
     });
     let (file, line) = place(symbol.code_info.as_deref());
     let outer = Frame {
-        function: Some(bounded(&symbol.name)),
+        function: Some(bounded(&demangle::demangle(&symbol.name))),
         offset: Some(symbol.offset as u64),
         file,
         line,
@@ -431,6 +438,8 @@ fn nameless(reason: &'static str) -> Frame {
 fn new_blazesym() -> blazesym::symbolize::Symbolizer {
     blazesym::symbolize::Symbolizer::builder()
         .enable_auto_reload(false)
+        // It would take any short name of C for the code of a C++ type.
+        .enable_demangling(false)
         .set_debug_dirs(Some([image::DIRECTORY]))
         .build()
 }

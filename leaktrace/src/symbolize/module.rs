@@ -13,7 +13,7 @@ use super::{
     elf::{Layout, Load},
     image,
 };
-use crate::discover::{maps::MapEntry, object::ObjectFile};
+use crate::discover::{maps::MapEntry, object::ObjectFile, process};
 
 const MAX_VDSO_BYTES: u64 = 64 << 10;
 
@@ -121,7 +121,7 @@ impl Modules {
 fn vdso(pid: u32, entry: &MapEntry) -> io::Result<Module> {
     let bytes = entry.length_bytes().min(MAX_VDSO_BYTES);
     let mut content = vec![0; usize::try_from(bytes).unwrap_or(0)];
-    File::open(format!("/proc/{pid}/mem"))?.read_exact_at(&mut content, entry.start)?;
+    File::open(format!("/proc/{}/mem", process::shown_as(pid)))?.read_exact_at(&mut content, entry.start)?;
     let mut hasher = DefaultHasher::new();
     content.hash(&mut hasher);
     let key = ModuleKey { device: u64::MAX, inode: hasher.finish(), size_bytes: bytes, changed: (0, 0) };

@@ -90,11 +90,14 @@ fn what_widening_cannot_help_is_paused_after_it() {
 }
 
 #[test]
-fn exact_mode_is_widened_to_samples_and_never_narrowed_back() {
+fn exact_mode_is_paused_and_never_widened() {
     let mut run = Run::new(0);
-    run.seconds(20, 0.01, 0.01).seconds(500, 0.001, 0.0);
-    assert_eq!(run.kinds(), [EventKind::Widened]);
-    assert_eq!(run.governor.interval_bytes(), 512 << 10);
+    run.seconds(10, 0.01, 0.1);
+    assert_eq!(run.kinds(), [EventKind::Paused]);
+    assert_eq!(run.governor.interval_bytes(), 0);
+    assert!(run.decisions[0].1.reason.contains("every call is recorded: allocations are not watched"));
+    run.seconds(500, 0.001, 0.0);
+    assert_eq!(run.kinds(), [EventKind::Paused, EventKind::Resumed], "{:?}", run.decisions);
 }
 
 #[test]

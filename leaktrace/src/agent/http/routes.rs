@@ -128,6 +128,11 @@ fn typed(kind: &'static str, body: impl IntoResponse) -> Response {
     response
 }
 
+/// Whether the answer may say where processes have their memory: to those who have the agent's token.
+fn may_see_addresses(app: &App, headers: &HeaderMap) -> bool {
+    auth::demand(headers, app.shared.config().http.token.as_deref()).is_ok()
+}
+
 /// Makes an answer where it may take long.
 async fn aside(
     work: impl FnOnce() -> Result<Response, Problem> + Send + 'static,
@@ -157,11 +162,12 @@ fn find(view: &View, pid: u32) -> Result<&TargetView, Problem> {
 async fn target(
     State(app): State<App>,
     Path(pid): Path<String>,
+    headers: HeaderMap,
     _: Checked<Nothing>,
 ) -> Result<Response, Problem> {
     let pid = pid.parse().map_err(|_| Problem::new(400, "a target is named by its process id"))?;
     let view = app.shared.view();
-    Ok(json(api::target(&view, find(&view, pid)?)))
+    Ok(json(api::target(&view, find(&view, pid)?, may_see_addresses(&app, &headers))))
 }
 
 async fn history(State(app): State<App>, Checked(query): Checked<HistoryQuery>) -> Result<Response, Problem> {
@@ -173,10 +179,15 @@ async fn history(State(app): State<App>, Checked(query): Checked<HistoryQuery>) 
     Ok(json(api::history(key, &points, peak)))
 }
 
-async fn leaks(State(app): State<App>, Checked(query): Checked<LeaksQuery>) -> Result<Response, Problem> {
+async fn leaks(
+    State(app): State<App>,
+    headers: HeaderMap,
+    Checked(query): Checked<LeaksQuery>,
+) -> Result<Response, Problem> {
     let limit = query::bounded("limit", query.limit, 100, 1, 1000)?;
     let at_least = query.confidence.map_or(Confidence::Low, Confidence::from);
-    Ok(json(api::leaks(&app.shared.view(), at_least, query.target, limit)))
+    let with_addresses = may_see_addresses(&app, &headers);
+    Ok(json(api::leaks(&app.shared.view(), at_least, query.target, limit, with_addresses)))
 }
 
 async fn snapshots(State(app): State<App>, _: Checked<Nothing>) -> Result<Response, Problem> {
@@ -231,10 +242,18 @@ fn ask(app: &App, command: Command) -> Result<(), Problem> {
 async fn snapshot(
     State(app): State<App>,
     Path(id): Path<String>,
+    headers: HeaderMap,
     _: Checked<Nothing>,
 ) -> Result<Response, Problem> {
+    let with_addresses = may_see_addresses(&app, &headers);
     aside(move || {
-        let bytes = stored(&app, &id)?;
+        let mut bytes = stored(&app, &id)?;
+        if !with_addresses {
+            let mut snapshot = pprof::read(&bytes)
+                .map_err(|error| Problem::new(500, format!("the snapshot cannot be read: {error:#}")))?;
+            snapshot.relocate();
+            bytes = pprof::write(&snapshot);
+        }
         let name = HeaderValue::from_str(&format!("attachment; filename=\"leaktrace-{id}.pb.gz\""))
             .map_err(|_| Problem::new(400, "no such id"))?;
         Ok(([(header::CONTENT_DISPOSITION, name)], typed("application/gzip", bytes)).into_response())
@@ -284,22 +303,25 @@ async fn compare(State(app): State<App>, Checked(query): Checked<CompareQuery>) 
     .await
 }
 
-async fn heap(State(app): State<App>, Checked(query): Checked<HeapQuery>) -> Result<Response, Problem> {
+async fn heap(
+    State(app): State<App>,
+    headers: HeaderMap,
+    Checked(query): Checked<HeapQuery>,
+) -> Result<Response, Problem> {
+    let with_addresses = may_see_addresses(&app, &headers);
     let snapshot = whole(&app).await?;
     aside(move || {
-        let bytes = match query.pid {
-            None => pprof::write(&snapshot),
-            Some(pid) => {
-                let mut one = Snapshot::clone(&snapshot);
-                one.targets.retain(|target| target.pid == pid && is_live(target));
-                if one.targets.is_empty() {
-                    return Err(Problem::new(404, format!("process {pid} is not traced")));
-                }
-                pprof::write(&one)
-            }
-        };
+        // What ended processes held is held no more.
+        let mut live = Snapshot::clone(&snapshot);
+        live.targets.retain(|target| is_live(target) && query.pid.is_none_or(|pid| target.pid == pid));
+        if let Some(pid) = query.pid.filter(|_| live.targets.is_empty()) {
+            return Err(Problem::new(404, format!("process {pid} is not traced")));
+        }
+        if !with_addresses {
+            live.relocate();
+        }
         let name = [(header::CONTENT_DISPOSITION, "attachment; filename=\"heap.pb.gz\"")];
-        Ok((name, typed("application/gzip", bytes)).into_response())
+        Ok((name, typed("application/gzip", pprof::write(&live))).into_response())
     })
     .await
 }
@@ -308,12 +330,16 @@ async fn report_text(State(app): State<App>, _: Checked<Nothing>) -> Response {
     typed("text/plain; charset=utf-8", report::report(&app.shared.view()))
 }
 
-async fn live(State(app): State<App>, Checked(query): Checked<StreamQuery>) -> Result<Response, Problem> {
+async fn live(
+    State(app): State<App>,
+    headers: HeaderMap,
+    Checked(query): Checked<StreamQuery>,
+) -> Result<Response, Problem> {
     let top = query::bounded("top", query.top, 10, 0, 100)?;
     let permit = Arc::clone(&app.streams)
         .try_acquire_owned()
         .map_err(|_| Problem::new(503, "too many streams are open: http.max_streams"))?;
-    let events = stream::summaries(app.shared.view.clone(), top, permit);
+    let events = stream::summaries(app.shared.view.clone(), top, may_see_addresses(&app, &headers), permit);
     let unbuffered = (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     Ok(([unbuffered], events).into_response())
 }

@@ -15,6 +15,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 pub fn summaries(
     mut views: watch::Receiver<Arc<View>>,
     top: usize,
+    with_addresses: bool,
     permit: OwnedSemaphorePermit,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     views.mark_changed();
@@ -26,10 +27,11 @@ pub fn summaries(
             if last == Some(view.number) {
                 continue;
             }
-            let event = Event::default()
-                .event("summary")
-                .id(view.number.to_string())
-                .data(api::summary(&view.snapshot, top));
+            let event = Event::default().event("summary").id(view.number.to_string()).data(api::summary(
+                &view.snapshot,
+                top,
+                with_addresses,
+            ));
             return Some((Ok(event), (views, permit, Some(view.number))));
         }
     });

@@ -12,7 +12,7 @@ fn is_gone(identity: &ProcessIdentity) -> bool {
     match process::stat(identity.pid) {
         None => true,
         Some(stat) if stat.start_ticks != identity.start_ticks => true,
-        Some(stat) => stat.has_ended && process::threads(identity.pid).len() <= 1,
+        Some(stat) => stat.has_ended,
     }
 }
 

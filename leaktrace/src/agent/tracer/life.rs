@@ -5,6 +5,7 @@ use leaktrace_common::event::Life;
 use super::{MAX_FINISHED, Tracer};
 use crate::{
     agent::target::{OutOfMemory, Tracked},
+    analyse,
     discover::process,
     model::{
         snapshot::{Exited, TargetView},
@@ -170,9 +171,12 @@ impl Tracer {
     pub(super) fn finish(&mut self, view: TargetView) {
         self.finished.push(view);
         if self.finished.len() > 2 * MAX_FINISHED {
-            self.finished.sort_by_key(|view| std::cmp::Reverse(view.totals.outstanding_bytes));
-            self.finished_unlisted += (self.finished.len() - MAX_FINISHED) as u64;
-            self.finished.truncate(MAX_FINISHED);
+            self.finished.sort_by_key(|view| std::cmp::Reverse(weight(view)));
+            let left_out = self.finished.drain(MAX_FINISHED..);
+            for view in left_out {
+                self.finished_unlisted += 1;
+                self.finished_unjudged += u64::from(weight(&view).0);
+            }
         }
     }
 
@@ -199,6 +203,13 @@ impl Tracer {
         self.symbolizer.forget_process(pid);
         self.tables.close(target.tables);
     }
+}
+
+/// What of an ended process matters most: that there is something to be said of it, then how much it holds.
+fn weight(view: &TargetView) -> (bool, u64) {
+    let mut findings = view.sites.iter().filter(|site| site.finding.is_some());
+    let is_remarkable = !view.unseen.is_empty() || findings.any(|site| !analyse::is_of_a_tool(site));
+    (is_remarkable, view.totals.outstanding_bytes)
 }
 
 fn exited(status: u32) -> Exited {

@@ -222,7 +222,11 @@ impl Tracer {
 
     /// A process that was asked for cannot be traced; nothing else comes of that.
     pub fn note_untraced(&mut self, pid: u32, error: &anyhow::Error) {
-        self.standing.turned_down(pid, &process::name(pid), format!("{error:#}"));
+        // Said once for all of them: without the id of the first.
+        let reason = format!("{error:#}")
+            .replace(&format!("process {pid}: "), "")
+            .replace(&format!("process {pid}"), "it");
+        self.standing.turned_down(pid, &process::name(pid), reason);
     }
 
     /// Once all events are taken in: drops targets that had ended before they were traced, gives free places to
@@ -265,6 +269,14 @@ impl Tracer {
         }
     }
 
+    /// Sentences about processes that were to be traced and are not, with the reasons.
+    pub fn untraced(&self) -> Vec<String> {
+        let sentence = |(reason, (count, names)): (&String, &(u64, Vec<String>))| {
+            format!("{} not traced ({}): {reason}", are(*count), some_of(names, *count))
+        };
+        self.standing.untraceable.iter().map(sentence).collect()
+    }
+
     /// Sentences about what the orders mean and what is not traced all the same.
     pub(super) fn standing_notes(&self) -> Vec<String> {
         let standing = &self.standing;
@@ -282,9 +294,7 @@ impl Tracer {
                 some_of(&names, count)
             ));
         }
-        for (reason, (count, names)) in &standing.untraceable {
-            notes.push(format!("{} not traced ({}): {reason}", are(*count), some_of(names, *count)));
-        }
+        notes.extend(self.untraced());
         if standing.missed > 0 {
             notes.push(format!("{} ended before they could be traced", processes(standing.missed)));
         }

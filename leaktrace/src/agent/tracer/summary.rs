@@ -1,15 +1,21 @@
 //! Snapshots: what all targets hold, read at one time, and what is said of tracing itself.
 use leaktrace_common::{counter::Counter, heap::SiteTotals};
 
-use super::{BATCH, Tracer, clock, govern};
+use super::{BATCH, Tracer, clock, govern, host_name};
 use crate::{
     agent::{
         target::{Recording, Tracked},
         view,
     },
     drain::{maps::Tally, sideband::Sideband},
-    model::snapshot::{Mode, Snapshot, TargetView},
+    model::snapshot::{Mode, Snapshot, TargetView, WallNs},
 };
+
+/// The last summary of a host on which nothing can be traced.
+pub fn nothing() -> Snapshot {
+    let now = clock::wall_ns();
+    Snapshot { time: now, since: now, host: host_name(), last: true, ..Snapshot::default() }
+}
 
 impl Tracer {
     /// Stops recording, so that a last snapshot stands still.
@@ -73,7 +79,9 @@ impl Tracer {
         let of_tracing = [
             ("mapping_records_lost", lost),
             ("copies_dropped", self.deferred.dropped()),
+            ("processes_not_traced", if self.options.holds_children { self.refused() } else { 0 }),
             ("children_not_traced", self.untraced_children),
+            ("ended_processes_not_listed", self.finished_unjudged),
         ];
         for (cause, amount) in of_tracing {
             if amount > 0 {
@@ -84,7 +92,7 @@ impl Tracer {
             losses.insert("unwind_tables_full".to_owned(), self.tables.refused());
         }
         Snapshot {
-            time: clock::wall_ns(),
+            time: self.next_time(),
             since: self.since,
             host: self.host.clone(),
             mode: match self.options.sample_interval_bytes {
@@ -98,7 +106,15 @@ impl Tracer {
             notes,
             events: std::mem::take(&mut self.decisions),
             watched: None,
+            verdict: None,
         }
+    }
+
+    /// The time of a summary: another one than that of the summary before.
+    fn next_time(&mut self) -> WallNs {
+        let now = clock::wall_ns();
+        self.last_time = if now == self.last_time { now.saturating_add(1) } else { now };
+        self.last_time
     }
 
     pub(super) fn current_notes<'a>(&self, targets: impl Iterator<Item = &'a Tracked>) -> Vec<String> {

@@ -76,7 +76,9 @@ impl Tracer {
         self.keep_bigger();
         let facts = process::inspect(pid).ok();
         let Some(origin) = self.targets.get(&parent) else { return };
-        let heap_before_bytes = origin.heap_before_bytes;
+        // It has its parent's memory, with what was allocated there before it was made.
+        let heap_before_bytes =
+            process::heap_bytes(pid).or(origin.heap_before_bytes.filter(|bytes| *bytes > 0));
         // A child that is gone already is known by what its parent was.
         let process = facts.unwrap_or_else(|| {
             let mut process = origin.process.clone();
@@ -213,6 +215,7 @@ impl Tracer {
             was_probed: false,
             last_word: None,
             harm: None,
+            doubts: Vec::new(),
             exited: None,
             seems_gone: false,
             is_stale: false,
@@ -262,7 +265,10 @@ impl Tracer {
         let pid = tracked.pid();
         let covered = self.tables.changes(&tracked.tables);
         let began_ns = clock::boot_ns();
-        let Ok(entries) = process_maps::read(pid) else { return };
+        // One that is ending has none any more; what it had is what its last stacks are understood by.
+        let Some(entries) = process_maps::read(pid).ok().filter(|entries| !entries.is_empty()) else {
+            return;
+        };
         let entries = moved::restored(pid, entries);
         let ended_ns = clock::boot_ns();
         let regions = self.tables.regions(pid, &tracked.tables, &entries);
@@ -299,7 +305,7 @@ impl Tracer {
             Ok(found) => found,
             Err(process::ProcessError::Gone(_)) => return,
             Err(error) => {
-                tracked.notes.push(error.to_string());
+                tracked.doubt(error.to_string());
                 return;
             }
         };
@@ -308,6 +314,10 @@ impl Tracer {
             tracked.attached.clear();
             tracked.carried.clear();
             tracked.refused = Some(hazard.to_string());
+            return;
+        }
+        if found.allocators.is_empty() && process::stat(pid).is_none_or(|stat| stat.has_ended) {
+            // What it was probed in stays known.
             return;
         }
         let options = &self.options;
@@ -347,10 +357,7 @@ impl Tracer {
             self.note_late_probes(tracked, executed_ns);
         }
         for (path, reason) in &found.unreadable {
-            let note = format!("{path} cannot be looked into: {reason}");
-            if !tracked.notes.contains(&note) {
-                tracked.notes.push(note);
-            }
+            tracked.doubt(format!("{path} cannot be looked into: {reason}"));
         }
     }
 
@@ -360,10 +367,7 @@ impl Tracer {
         let Some(reason) = self.refusal_of_filtered(&process) else { return false };
         tracked.attached.clear();
         tracked.carried.clear();
-        let note = reason.to_owned();
-        if !tracked.notes.contains(&note) {
-            tracked.notes.push(note);
-        }
+        tracked.doubt(reason.to_owned());
         true
     }
 
@@ -372,7 +376,8 @@ impl Tracer {
         let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
             return Attached::default();
         };
-        let (links, failures) = self.programs.attach(&self.kernel, &path, pid, &part.probes);
+        let (links, failures) =
+            self.programs.attach(&self.kernel, &path, process::shown_as(pid), &part.probes);
         let (code, places) = (part.code.clone(), part.places());
         Attached { links, allocators: part.views(&failures), places, code }
     }

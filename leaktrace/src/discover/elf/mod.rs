@@ -259,7 +259,7 @@ impl<'f> ElfFile<'f> {
     }
 
     /// Bytes at an address of any segment; fewer where the segment or the file ends.
-    fn read_address(&self, address: u64, length: u64) -> Option<Vec<u8>> {
+    pub(in crate::discover) fn read_address(&self, address: u64, length: u64) -> Option<Vec<u8>> {
         let segment = self.segments.iter().find(|segment| segment.offset_of(address).is_some())?;
         let left = segment.file_bytes - (address - segment.address);
         self.file.read_at(segment.offset_of(address)?, length.min(left)).ok()

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::watch::{EventDetails, MemoryDetails, OverheadDetails, WatchDetails};
+use super::{
+    verdict::VerdictDetails,
+    watch::{EventDetails, MemoryDetails, OverheadDetails, WatchDetails},
+};
 use crate::model::{
     estimate::Moments,
     memory::{MemoryView, WatchView},
@@ -40,6 +43,8 @@ pub(super) struct Details {
     events: Vec<EventDetails>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     watched: Option<WatchDetails>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    verdict: Option<VerdictDetails>,
     /// Ids of mappings whose place in their file is not known.
     #[serde(default)]
     pub(super) unplaced_mappings: Vec<u64>,
@@ -85,6 +90,8 @@ pub(super) struct TargetDetails {
     cut_totals: Sums,
     stack_ends: BTreeMap<String, u64>,
     losses: BTreeMap<String, u64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unseen: Vec<String>,
     /// Program, allocator, reserved, stack, break.
     mappings_bytes: [u64; 5],
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -169,6 +176,10 @@ pub(super) struct SiteDetails {
     pub(super) lifetimes: Vec<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     finding: Option<FindingDetails>,
+    #[serde(skip_serializing_if = "is_false")]
+    pub(super) is_runtimes: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) suppressed: Option<String>,
     pub(super) stack_end: String,
     /// Address, bytes, age in ns.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -228,6 +239,7 @@ impl Details {
             locations: BTreeMap::new(),
             events: snapshot.events.iter().map(EventDetails::from).collect(),
             watched: snapshot.watched.as_ref().map(WatchDetails::from),
+            verdict: snapshot.verdict.as_ref().map(VerdictDetails::from),
             unplaced_mappings: Vec::new(),
         }
     }
@@ -249,6 +261,7 @@ impl Details {
             notes: self.notes,
             events: self.events.into_iter().filter_map(EventDetails::view).collect(),
             watched: self.watched.map(WatchView::from),
+            verdict: self.verdict.and_then(VerdictDetails::view),
         }
     }
 }
@@ -323,6 +336,7 @@ impl From<&TargetView> for TargetDetails {
             cut_totals: Sums::from(&view.cut_totals),
             stack_ends: view.stack_ends.clone(),
             losses: view.losses.clone(),
+            unseen: view.unseen.clone(),
             mappings_bytes: [
                 mappings.program_bytes,
                 mappings.allocator_bytes,
@@ -367,6 +381,7 @@ impl From<TargetDetails> for TargetView {
             cut_totals: Totals::from(&details.cut_totals),
             stack_ends: details.stack_ends,
             losses: details.losses,
+            unseen: details.unseen,
             mappings: MappingTotals {
                 program_bytes,
                 allocator_bytes,
@@ -444,6 +459,8 @@ impl SiteDetails {
             oldest_age_ns: site.oldest_age_ns,
             lifetimes: site.lifetimes.get(..used).unwrap_or_default().to_vec(),
             finding: site.finding.as_ref().map(FindingDetails::from),
+            is_runtimes: site.is_runtimes,
+            suppressed: site.suppressed.clone(),
             stack_end: site.stack_end.to_owned(),
             blocks: site.blocks.iter().map(|block| (block.address, block.size_bytes, block.age_ns)).collect(),
         }

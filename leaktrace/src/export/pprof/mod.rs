@@ -17,6 +17,7 @@
 mod details;
 mod message;
 mod read;
+mod verdict;
 mod watch;
 mod write;
 

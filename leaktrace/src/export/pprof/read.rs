@@ -172,6 +172,8 @@ fn view(profile: &Profile, sample: &Sample, site: SiteDetails, frames: &mut Fram
         growth_bytes_per_second: site.growth_bytes_per_second,
         oldest_age_ns: site.oldest_age_ns,
         finding: site.finding(),
+        is_runtimes: site.is_runtimes,
+        suppressed: site.suppressed.clone(),
         frames: frames.of(sample)?.into(),
         stack_end: stack_end(&site.stack_end),
         blocks: site.blocks(),

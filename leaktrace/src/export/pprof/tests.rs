@@ -22,6 +22,7 @@ use crate::{
             AllocatorView, BlockView, Confidence, ContainerView, Exited, Finding, Frame, Harm, MappingTotals,
             Mode, SiteKind, SiteView, Snapshot, TargetView, Totals,
         },
+        verdict::{Amount, Outcome, Verdict},
     },
     symbolize::reason,
 };
@@ -279,9 +280,14 @@ fn sites() -> impl Strategy<Value = Vec<SiteView>> {
     let site = (
         ("[0-9a-f]{16}", any::<bool>(), totals(), rate(), option::of(any::<u64>())),
         (vec(1..u32::MAX, 0..5), option::of(finding), frames(), end, vec(any::<[u64; 3]>(), 0..3)),
+        (any::<bool>(), option::of(name())),
     );
-    let site =
-        site.prop_map(|((id, is_heap, totals, growth, age), (lifetimes, finding, frames, end, blocks))| {
+    let site = site.prop_map(
+        |(
+            (id, is_heap, totals, growth, age),
+            (lifetimes, finding, frames, end, blocks),
+            (is_runtimes, suppressed),
+        )| {
             let block = |n: [u64; 3]| BlockView { address: n[0], size_bytes: n[1], age_ns: n[2] };
             SiteView {
                 id,
@@ -291,11 +297,14 @@ fn sites() -> impl Strategy<Value = Vec<SiteView>> {
                 oldest_age_ns: age,
                 lifetimes,
                 finding,
+                is_runtimes,
+                suppressed,
                 frames: frames.into(),
                 stack_end: end,
                 blocks: blocks.into_iter().map(block).collect(),
             }
-        });
+        },
+    );
     vec(site, 0..5)
 }
 
@@ -392,9 +401,9 @@ fn target() -> impl Strategy<Value = TargetView> {
         (any::<u32>(), any::<i64>(), any::<i64>(), name(), name(), option::of(exited), any::<bool>()),
         (option::of(any::<u32>()), vec(allocator, 0..2), totals(), rate(), any::<[Option<u64>; 3]>()),
         (sites(), any::<u64>(), totals(), counts(), counts(), any::<[u64; 5]>()),
-        (place, option::of(memory()), option::of(overhead())),
+        (place, option::of(memory()), option::of(overhead()), vec(name(), 0..2)),
     )
-        .prop_map(|(who, sums, rest, ((container, unseen_ns, harm), memory, overhead))| {
+        .prop_map(|(who, sums, rest, ((container, unseen_ns, harm), memory, overhead, unseen))| {
             let (pid, start_time, since, comm, cmdline, exited, execed) = who;
             let (parent, allocators, totals, growth_bytes_per_second, optional) = sums;
             let (sites, sites_cut, cut_totals, stack_ends, losses, mappings) = rest;
@@ -421,6 +430,7 @@ fn target() -> impl Strategy<Value = TargetView> {
                 cut_totals,
                 stack_ends,
                 losses,
+                unseen,
                 mappings: MappingTotals {
                     program_bytes: mappings[0],
                     allocator_bytes: mappings[1],
@@ -434,6 +444,23 @@ fn target() -> impl Strategy<Value = TargetView> {
         })
 }
 
+fn verdict() -> impl Strategy<Value = Verdict> {
+    let outcome = prop::sample::select(Outcome::ALL.to_vec());
+    let amount = || any::<[u64; 3]>().prop_map(|n| Amount { bytes: n[0], count: n[1], sites: n[2] });
+    let amounts = (amount(), amount(), amount());
+    (outcome, any::<u8>(), vec(name(), 0..3), option::of(any::<u64>()), amounts).prop_map(
+        |(outcome, exit_code, reasons, limit_bytes, (leaked, suppressed, in_baseline))| Verdict {
+            outcome,
+            exit_code,
+            reasons,
+            limit_bytes,
+            leaked,
+            suppressed,
+            in_baseline,
+        },
+    )
+}
+
 fn snapshot() -> impl Strategy<Value = Snapshot> {
     let mode = prop_oneof![
         Just(Mode::Exact),
@@ -441,20 +468,11 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
         any::<u64>().prop_map(|interval_bytes| Mode::Sampled { interval_bytes })
     ];
     let losses = proptest::collection::btree_map(name(), any::<u64>(), 0..3);
-    let watching = (vec(event(), 0..3), option::of(watched()));
+    let watching = (vec(event(), 0..3), option::of(watched()), option::of(verdict()));
     let targets = vec(target(), 0..3);
     (any::<i64>(), any::<i64>(), name(), mode, any::<bool>(), targets, losses, vec(name(), 0..2), watching)
-        .prop_map(|(time, since, host, mode, last, targets, losses, notes, (events, watched))| Snapshot {
-            time,
-            since,
-            host,
-            mode,
-            last,
-            targets,
-            losses,
-            notes,
-            events,
-            watched,
+        .prop_map(|(time, since, host, mode, last, targets, losses, notes, (events, watched, verdict))| {
+            Snapshot { time, since, host, mode, last, targets, losses, notes, events, watched, verdict }
         })
 }
 

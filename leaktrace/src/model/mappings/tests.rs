@@ -58,6 +58,19 @@ fn site(mappings: &Mappings, stack: u64) -> (u64, u64, u64, u64) {
 }
 
 #[test]
+fn terabytes_for_a_shadow_are_reserved_and_no_leak() {
+    let no_reserve = ANONYMOUS | libc::MAP_NORESERVE as u32;
+    let shadow = MappingChange { flags: no_reserve, ..map(0x1000_0000_0000, 14 << 40, 7) };
+    let small = MappingChange { flags: no_reserve, ..map(0x1000, 64 << 10, 8) };
+    let large = map(0x2000_0000, 1 << 30, 9);
+    let mappings = feed(&[shadow, small, large]);
+    let mut sites: Vec<u64> = mappings.sites().map(|(stack, _)| stack).collect();
+    sites.sort_unstable();
+    assert_eq!(sites, [8, 9]);
+    assert_eq!(mappings.totals().reserved_bytes, 14 << 40);
+}
+
+#[test]
 fn a_hole_leaves_two_pieces_of_one_mapping() {
     let mut mappings = feed(&[map(0x10000, 0x4000, 7), unmap(0x11000, 0x1000)]);
     assert_eq!(site(&mappings, 7), (0x4000, 1, 0x1000, 0));

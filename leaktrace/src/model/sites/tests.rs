@@ -5,7 +5,7 @@ use leaktrace_common::heap::Block;
 
 use super::*;
 use crate::model::{
-    ranked::{Ranked, Shown},
+    ranked::{Judged, Ranked, Shown},
     snapshot::{BlockView, Frame},
 };
 
@@ -61,7 +61,7 @@ fn run(
 }
 
 fn shown(sites: Vec<Site>, input: &Input<'_>, selection: &Selection) -> Shown {
-    Ranked::of(sites, 0, input, selection, &mut |_| {}).show(input, selection, |_, _| None)
+    Ranked::of(sites, 0, input, selection, &mut |_| {}).show(input, selection, |_, _| Judged::default())
 }
 
 fn names(shown: &Shown) -> Vec<&str> {

@@ -11,6 +11,8 @@ mod fixtures;
 mod governor;
 mod growth;
 mod harm;
+mod hostile;
+mod hostile_http;
 mod libraries;
 mod life;
 mod mappings;

@@ -172,9 +172,11 @@ impl Naming {
         stacks.name_in_part(image, hash, |index, placed| {
             let unnamed = unnamed.get(index)?;
             let module = waiting.modules.get(unnamed.module as usize)?;
-            let mut frames = symbolizer.names(module, placed, unnamed.is_exact)?;
+            let names = symbolizer.names(module, placed, unnamed.is_exact);
+            let is_whole = names.is_some();
+            let mut frames = names.or_else(|| symbolizer.names_for_now(module, placed, unnamed.is_exact))?;
             frames.iter_mut().for_each(|frame| frame.guessed = placed.guessed);
-            Some(frames)
+            Some((frames, is_whole))
         });
     }
 

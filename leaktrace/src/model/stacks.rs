@@ -159,19 +159,20 @@ impl Stacks {
         }
     }
 
-    /// Gives names to those frames of a stack of which they are known; the others can get theirs later.
+    /// Gives names to those frames of a stack of which they are known, and says whether they are all that can be known of
+    /// a frame; the others can get theirs later.
     pub fn name_in_part(
         &self,
         image: ImageKey,
         stack: u64,
-        mut names: impl FnMut(usize, &Frame) -> Option<Vec<Frame>>,
+        mut names: impl FnMut(usize, &Frame) -> Option<(Vec<Frame>, bool)>,
     ) {
         let Some(known) = self.stack(image, stack) else { return };
         for (index, spot) in known.spots.iter().enumerate().filter(|(_, spot)| !spot.is_named.get()) {
             let placed = Arc::clone(&spot.frames.borrow());
-            if let Some(frames) = placed.first().and_then(|placed| names(index, placed)) {
+            if let Some((frames, is_whole)) = placed.first().and_then(|placed| names(index, placed)) {
                 *spot.frames.borrow_mut() = frames.into();
-                spot.is_named.set(true);
+                spot.is_named.set(is_whole);
             }
         }
     }
@@ -339,7 +340,7 @@ mod tests {
     fn frames_get_their_names_one_after_the_other() {
         let mut stacks = Stacks::default();
         stacks.insert(IMAGE, 7, &[1, 2], "complete", placed);
-        stacks.name_in_part(IMAGE, 7, |_, placed| (placed.address == 2).then(|| named(placed)));
+        stacks.name_in_part(IMAGE, 7, |_, placed| (placed.address == 2).then(|| (named(placed), true)));
         stacks.remark(IMAGE, 7, "later");
         let frames = stacks.frames(IMAGE, 7);
         assert_eq!((frames.len(), frames[0].reason, frames[1].reason), (3, Some("later"), None));

@@ -53,11 +53,13 @@ pub(super) struct Costs {
     messages: Arc<Mutex<Vec<String>>>,
     /// Who takes the files that are too dear here.
     slow: Option<Sender<Job>>,
+    /// Names without lines of such files, for the time being.
+    for_now: Option<Vec<Frame>>,
 }
 
 impl Costs {
     pub(super) fn new(limits: Limits, messages: Arc<Mutex<Vec<String>>>, slow: Option<Sender<Job>>) -> Costs {
-        Costs { limits, reader: None, costs: HashMap::new(), messages, slow }
+        Costs { limits, reader: None, costs: HashMap::new(), messages, slow, for_now: None }
     }
 
     /// Ends the process that reads: what it holds of files goes with it.
@@ -66,6 +68,11 @@ impl Costs {
         if let Some(slow) = &self.slow {
             let _ = slow.send(Job::Release);
         }
+    }
+
+    /// What to show of the last question until somebody else has found its names.
+    pub(super) fn take_for_now(&mut self) -> Option<Vec<Frame>> {
+        self.for_now.take()
     }
 
     /// The names at an address of a file as linked, never none; nothing where somebody else will find them.
@@ -81,6 +88,7 @@ impl Costs {
                     let job = Job::Ask { module: Arc::clone(module), virtual_offset };
                     let is_taken = self.slow.as_ref().is_some_and(|slow| slow.send(job).is_ok());
                     self.keep(module.key, cost);
+                    self.for_now = self.ask(module, virtual_offset, false).1.ok();
                     return (!is_taken).then(|| vec![nameless(reason::NO_READER)]);
                 }
                 Read::Nothing(reason) => break vec![nameless(reason)],
@@ -102,7 +110,7 @@ impl Costs {
                     return Some(vec![nameless(reason::NO_READER)]);
                 }
                 Err(Failure::TooDear | Failure::Crashed) if self.slow.is_some() => {
-                    cost.read = Read::Elsewhere
+                    cost.read = Read::Elsewhere;
                 }
                 Err(Failure::TooDear) => self.leave(module, &mut cost, reason::TOO_DEAR),
                 Err(Failure::Crashed) => self.leave(module, &mut cost, reason::CRASHED),

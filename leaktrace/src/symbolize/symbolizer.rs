@@ -53,14 +53,29 @@ pub(super) enum Job {
     Release,
 }
 
+/// What a thread has found.
+#[derive(Debug)]
+enum Answer {
+    Names(Key, Arc<[Frame]>),
+    /// Names without lines of a file that takes long to read.
+    ForNow(Key, Arc<[Frame]>),
+}
+
 /// Answers as they are found. The thread ends when nobody asks any more.
-fn answer_all(costs: &mut Costs, todo: &Receiver<Job>, done: &Sender<(Key, Arc<[Frame]>)>) {
+fn answer_all(costs: &mut Costs, todo: &Receiver<Job>, done: &Sender<Answer>) {
     for job in todo {
         match job {
             Job::Release => costs.release(),
             Job::Ask { module, virtual_offset } => {
-                let Some(names) = costs.names(&module, virtual_offset) else { continue };
-                if done.send(((module.key, virtual_offset), names.into())).is_err() {
+                let key = (module.key, virtual_offset);
+                let answer = match costs.names(&module, virtual_offset) {
+                    Some(names) => Answer::Names(key, names.into()),
+                    None => match costs.take_for_now() {
+                        Some(names) => Answer::ForNow(key, names.into()),
+                        None => continue,
+                    },
+                };
+                if done.send(answer).is_err() {
                     return;
                 }
             }
@@ -71,7 +86,7 @@ fn answer_all(costs: &mut Costs, todo: &Receiver<Job>, done: &Sender<(Key, Arc<[
 #[derive(Debug)]
 struct Thread {
     jobs: Sender<Job>,
-    answers: Receiver<(Key, Arc<[Frame]>)>,
+    answers: Receiver<Answer>,
 }
 
 /// Finds names.
@@ -80,6 +95,8 @@ pub struct Symbolizer {
     limits: Limits,
     thread: Option<Thread>,
     asked: HashSet<Key>,
+    /// Of what is asked, names without lines.
+    for_now: Names,
     /// Names in two generations: when the younger is full, the older is dropped.
     young: Names,
     old: Names,
@@ -94,6 +111,7 @@ impl Symbolizer {
             limits,
             thread: None,
             asked: HashSet::new(),
+            for_now: HashMap::new(),
             young: HashMap::new(),
             old: HashMap::new(),
             messages: Arc::default(),
@@ -131,6 +149,13 @@ impl Symbolizer {
         frames_at(module, placed, exact, |virtual_offset| self.known_or_ask(module, virtual_offset))
     }
 
+    /// The same for now, where the whole is not known yet: names without lines, if there are any.
+    pub fn names_for_now(&self, module: &Arc<Module>, placed: &Frame, exact: bool) -> Option<Vec<Frame>> {
+        frames_at(module, placed, exact, |virtual_offset| {
+            self.for_now.get(&(module.key, virtual_offset)).cloned()
+        })
+    }
+
     /// Whether more may be asked while nobody waits.
     pub fn has_room(&self) -> bool {
         self.asked.len() < MAX_ASKED
@@ -152,7 +177,7 @@ impl Symbolizer {
             }
             let time = LOOK.min(patience.until - now);
             match self.thread.as_ref().map(|thread| thread.answers.recv_timeout(time)) {
-                Some(Ok((key, frames))) => self.answered(key, frames),
+                Some(Ok(answer)) => self.answered(answer),
                 Some(Err(RecvTimeoutError::Timeout)) => {}
                 Some(Err(RecvTimeoutError::Disconnected)) | None => self.give_up(),
             }
@@ -244,14 +269,24 @@ impl Symbolizer {
 
     fn take_answers(&mut self) {
         let answers: Vec<_> = self.thread.iter().flat_map(|thread| thread.answers.try_iter()).collect();
-        for (key, frames) in answers {
-            self.answered(key, frames);
+        for answer in answers {
+            self.answered(answer);
         }
     }
 
-    fn answered(&mut self, key: Key, frames: Arc<[Frame]>) {
-        self.asked.remove(&key);
-        self.keep(key, frames);
+    fn answered(&mut self, answer: Answer) {
+        match answer {
+            Answer::Names(key, frames) => {
+                self.asked.remove(&key);
+                self.for_now.remove(&key);
+                self.keep(key, frames);
+            }
+            // The second thread may have been faster.
+            Answer::ForNow(key, frames) if self.asked.contains(&key) => {
+                self.for_now.insert(key, frames);
+            }
+            Answer::ForNow(..) => {}
+        }
     }
 
     fn keep(&mut self, key: Key, frames: Arc<[Frame]>) {

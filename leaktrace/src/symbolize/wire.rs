@@ -165,7 +165,7 @@ fn receive_with(stream: &UnixStream, bytes: &mut [u8; 4]) -> io::Result<(usize, 
     let [_, kind, descriptor, _] = parts.control;
     let rights =
         u64::from(libc::SOL_SOCKET.cast_unsigned()) | u64::from(libc::SCM_RIGHTS.cast_unsigned()) << 32;
-    let file = (header.msg_controllen as usize >= 20 && kind == rights).then(|| {
+    let file = (header.msg_controllen >= 20 && kind == rights).then(|| {
         // SAFETY: the kernel has just made this descriptor for us.
         File::from(unsafe { OwnedFd::from_raw_fd(descriptor as u32 as i32) })
     });

@@ -13,7 +13,6 @@ use leaktrace::{
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// All of them. Each has a file in `fuzz_targets` for libFuzzer.
-#[allow(dead_code, reason = "a fuzz target uses one of them")]
 pub(crate) const TARGETS: [Target; 8] = [
     ("unwind_table", unwind_table),
     ("symbols", foreign::symbols),

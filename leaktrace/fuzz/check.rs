@@ -1,10 +1,28 @@
 //! What must hold of anything that is made from arbitrary bytes. A test replays the seeds with it, so that it is compiled
 //! without a fuzzer, too.
-use leaktrace::unwind::{
-    source::Source,
-    store::{Capacity, Store},
-    table::{Limits, Options, Table},
+use leaktrace::{
+    foreign,
+    unwind::{
+        source::Source,
+        store::{Capacity, Store},
+        table::{Limits, Options, Table},
+    },
 };
+
+/// A target: its name, which is also that of its folder of seeds, and what takes an input.
+pub(crate) type Target = (&'static str, fn(&[u8]));
+
+/// All of them. Each has a file in `fuzz_targets` for libFuzzer.
+pub(crate) const TARGETS: [Target; 8] = [
+    ("unwind_table", unwind_table),
+    ("symbols", foreign::symbols),
+    ("elf", foreign::elf),
+    ("perf_map", foreign::perf_map),
+    ("snapshot", foreign::snapshot),
+    ("proc", foreign::proc),
+    ("container", foreign::container),
+    ("http", foreign::http),
+];
 
 const LIMITS: Limits = Limits {
     section_bytes: 1 << 20,

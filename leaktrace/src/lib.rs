@@ -77,6 +77,9 @@ pub mod cli;
 pub mod discover;
 pub mod drain;
 pub mod export;
+#[doc(hidden)]
+pub mod foreign;
+mod guard;
 pub mod model;
 pub mod render;
 pub mod symbolize;

@@ -16,6 +16,8 @@ mod gate_unknown;
 mod governor;
 mod growth;
 mod harm;
+mod hostile;
+mod hostile_http;
 mod leader;
 mod libraries;
 mod life;

@@ -60,7 +60,7 @@ pub fn connect(address: &str) -> Result<Box<dyn Both>> {
 pub fn send(address: &str, method: &str, path: &str, headers: &[&str]) -> Result<Box<dyn Both>> {
     let mut stream = connect(address)?;
     let more: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
-    write!(stream, "{method} {path} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n{more}\r\n")?;
+    write!(stream, "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{more}\r\n")?;
     Ok(stream)
 }
 

@@ -104,11 +104,16 @@ pub fn cpu_time(pid: u32) -> Result<Duration> {
     Ok(Duration::from_millis(10 * ticks.sum::<u64>()))
 }
 
-/// The children of a process.
+/// The children of a process, whichever of its threads made them.
 pub fn children(pid: u32) -> Result<Vec<u32>> {
-    let path = format!("/proc/{pid}/task/{pid}/children");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    Ok(text.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect())
+    let mut children = Vec::new();
+    let path = format!("/proc/{pid}/task");
+    for thread in fs::read_dir(&path).with_context(|| format!("cannot read {path}"))?.flatten() {
+        // A thread may have ended meanwhile.
+        let text = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        children.extend(text.split_ascii_whitespace().filter_map(|word| word.parse::<u32>().ok()));
+    }
+    Ok(children)
 }
 
 /// A thread of the kernel, by its lack of a command line and its parent.

@@ -6,6 +6,7 @@ mod command;
 mod deb;
 mod demo;
 mod dist;
+mod fuzz;
 mod kernels;
 mod nightly;
 mod setup;
@@ -47,6 +48,14 @@ enum Task {
         #[arg(long, value_name = "MINUTES", default_value = "60")]
         soak: u64,
     },
+    /// Feeds damaged inputs to every parser of foreign bytes, or to one; says how many, and what was found.
+    Fuzz {
+        /// Only this target: a folder of leaktrace/fuzz/corpus.
+        target: Option<String>,
+        /// Time for each target.
+        #[arg(long, default_value_t = fuzz::SECONDS)]
+        seconds: u64,
+    },
     /// What tracing costs, as ratios measured in one run (as root); a page in Markdown.
     Bench(bench::Options),
     /// Run leaktrace on other kernels, in an emulator; a table in Markdown.
@@ -65,6 +74,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test { part, filter } => return test::run(part, filter.as_deref()),
         Task::Nightly { part, soak } => return nightly::run(part, soak),
+        Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Task::Bench(options) => bench::run(&options),
         Task::Kernels(options) => kernels::run(&options),
         Task::Dist { deb } => dist::run(deb),

@@ -2,7 +2,7 @@
 //! the tests check is in the crates; this runs them and counts.
 mod tally;
 
-use crate::{command, kernels, setup};
+use crate::{command, fuzz, kernels, setup};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use std::{
@@ -24,6 +24,8 @@ pub(crate) enum Part {
     Clippy,
     /// Unit, documentation and golden tests.
     Unit,
+    /// Every parser of foreign bytes, for some seconds each.
+    Fuzz,
     /// The release binary.
     Build,
     /// Real programs under tracing, as root.
@@ -36,8 +38,8 @@ pub(crate) enum Part {
 const CYCLES: &str = "LEAKTRACE_CYCLES";
 const CI_CYCLES: &str = "100";
 
-const ALL: [Part; 7] =
-    [Part::Setup, Part::Format, Part::Clippy, Part::Unit, Part::Build, Part::E2e, Part::Kernels];
+const ALL: [Part; 8] =
+    [Part::Setup, Part::Format, Part::Clippy, Part::Unit, Part::Fuzz, Part::Build, Part::E2e, Part::Kernels];
 
 /// Runs all parts, or the one asked for with what it needs; fails when anything in them fails.
 pub(crate) fn run(part: Option<Part>, filter: Option<&str>) -> ExitCode {
@@ -79,6 +81,7 @@ fn name(part: Part) -> &'static str {
         Part::Format => "format",
         Part::Clippy => "clippy",
         Part::Unit => "unit",
+        Part::Fuzz => "fuzz",
         Part::Build => "build",
         Part::E2e => "end to end",
         Part::Kernels => "kernels",
@@ -99,6 +102,7 @@ fn check(part: Part, filter: Option<&str>) -> Tally {
         Part::Format => format(),
         Part::Clippy => Tally::of("clippy", clippy()),
         Part::Unit => counted("unit", command::cargo(&["test", "--workspace", "--no-fail-fast"])),
+        Part::Fuzz => fuzzed(),
         Part::Build => Tally::of("release build", command::run(&mut command::cargo(&["build", "--release"]))),
         Part::E2e => end_to_end(filter),
         Part::Kernels => on_kernels(kernels::Extent::Short),
@@ -117,6 +121,18 @@ pub(crate) fn on_kernels(extent: kernels::Extent) -> Tally {
         for (scenario, why) in &row.failed {
             tally.fail(format!("{} {scenario}: {}", row.label, why.lines().next().unwrap_or_default()));
         }
+    }
+    tally
+}
+
+/// Each target counts as one test.
+fn fuzzed() -> Tally {
+    let mut tally = Tally::default();
+    match fuzz::targets() {
+        Ok(targets) => targets.iter().for_each(|target| {
+            tally.add(&Tally::of(&format!("fuzzing {target}"), fuzz::one(target, fuzz::SECONDS)));
+        }),
+        Err(error) => tally.add(&Tally::of("fuzz targets", Err(error))),
     }
     tally
 }

@@ -6,4 +6,4 @@
 #[path = "../check.rs"]
 mod check;
 
-libfuzzer_sys::fuzz_target!(|file: &[u8]| check::unwind_table(file));
+libfuzzer_sys::fuzz_target!(|file: &[u8]| check::TARGETS[0].1(file));

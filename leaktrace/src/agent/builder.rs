@@ -13,7 +13,10 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::tables::{Contents, KnownFile};
-use crate::unwind::table::{Options, Table};
+use crate::{
+    guard::guarded,
+    unwind::table::{Options, Table},
+};
 
 /// A table to build.
 pub(super) struct Job {
@@ -83,7 +86,11 @@ impl Builder {
 fn build_all(jobs: &Receiver<Job>, done: &Sender<Built>, bell: &OwnedFd) {
     for job in jobs {
         let options = Options { prune: job.prune, ..Options::default() };
-        let table = Table::build(job.contents.source(), &job.file.elf, &options);
+        let built = guarded(|| Table::build(job.contents.source(), &job.file.elf, &options));
+        let table = built.unwrap_or_else(|panic| {
+            tracing::warn!("a file's unwind table cannot be made: {panic}");
+            Table::default()
+        });
         if done.send(Built { job, table }).is_err() {
             return;
         }

@@ -13,6 +13,7 @@ pub mod functions;
 pub mod governor;
 pub mod growth;
 pub mod http;
+mod interrupts;
 pub mod launch;
 pub mod listing;
 pub mod meter;

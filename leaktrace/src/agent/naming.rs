@@ -5,6 +5,7 @@ use std::{
     collections::{HashMap, VecDeque},
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use leaktrace_common::unwind::{FRAME_ADDRESS, FRAME_EXACT, FRAME_GUESSED};
@@ -14,12 +15,14 @@ use crate::{
         snapshot::Frame,
         stacks::{ImageKey, Stacks},
     },
-    symbolize::{AddressSpace, Module, Symbolizer},
+    symbolize::{AddressSpace, Module, Patience, Symbolizer, reason},
 };
 
 /// Files of one process image that are kept open for names that nobody has asked for. One that loads more has unloaded
 /// most of them: then the names are found after all.
 const MAX_MODULES: usize = 256;
+/// How long names are waited for where nobody has said.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// No file: what can be said of the frame was said when it came.
 const NO_MODULE: u32 = u32::MAX;
 
@@ -56,19 +59,33 @@ struct Waiting {
 }
 
 /// The stacks that have no names yet: as many as the kernel's table of stacks can hold.
-#[derive(Default)]
 pub(super) struct Naming {
     images: HashMap<ImageKey, Waiting>,
     /// Those that will be seen in any case, in the order in which they came.
     ahead: VecDeque<(ImageKey, u64)>,
+    /// Those whose names were asked for and are not there yet, in the order of asking.
+    asked: VecDeque<(ImageKey, u64)>,
     is_ahead: bool,
     named: u64,
+    patience: Patience,
 }
 
 impl Naming {
     /// Nothing yet; see [`Naming::set_ahead`].
     pub(super) fn new(is_ahead: bool) -> Naming {
-        Naming { is_ahead, ..Naming::default() }
+        Naming {
+            images: HashMap::new(),
+            ahead: VecDeque::new(),
+            asked: VecDeque::new(),
+            is_ahead,
+            named: 0,
+            patience: Patience::of(PATIENCE),
+        }
+    }
+
+    /// How long [`Naming::name`] waits from now on, for all names together.
+    pub(super) fn be_patient(&mut self, patience: Patience) {
+        self.patience = patience;
     }
 
     /// Whether all stacks will be seen, so that their names are worth finding when there is time.
@@ -107,34 +124,90 @@ impl Naming {
         }
     }
 
-    /// Whether there are stacks whose names are worth finding now.
-    pub(super) fn has_work(&self) -> bool {
-        !self.ahead.is_empty()
+    /// Whether there are stacks whose names are worth asking for now.
+    pub(super) fn has_work(&self, symbolizer: &Symbolizer) -> bool {
+        !self.ahead.is_empty() && symbolizer.has_room()
     }
 
-    /// Names some of the stacks that will be seen.
-    pub(super) fn name_some(&mut self, count: usize, stacks: &Stacks, symbolizer: &mut Symbolizer) {
+    /// Asks for the names of some of the stacks that will be seen, and takes those that have come.
+    pub(super) fn name_some(&mut self, count: usize, stacks: &mut Stacks, symbolizer: &mut Symbolizer) {
+        let now = Patience::of(Duration::ZERO);
+        symbolizer.wait(&now);
+        while let Some((image, hash)) = self.asked.front().copied() {
+            if !self.try_name(image, hash, stacks, symbolizer) {
+                break;
+            }
+            // What was shown of it without names is shown again.
+            stacks.mark_changed(image);
+            self.asked.pop_front();
+        }
         for _ in 0..count {
+            if !symbolizer.has_room() {
+                return;
+            }
             let Some((image, hash)) = self.ahead.pop_front() else { return };
-            self.name(image, hash, stacks, symbolizer);
+            if !self.try_name(image, hash, stacks, symbolizer) {
+                self.asked.push_back((image, hash));
+            }
         }
     }
 
-    /// Names a stack, unless it has its names.
+    /// Names a stack, unless it has its names; where they do not come in time, it gets them later.
     pub(super) fn name(&mut self, image: ImageKey, hash: u64, stacks: &Stacks, symbolizer: &mut Symbolizer) {
-        let Some(waiting) = self.images.get_mut(&image) else { return };
-        let Some(unnamed) = waiting.stacks.remove(&hash) else { return };
-        self.named += 1;
-        stacks.name(image, hash, |index, placed| {
+        if self.try_name(image, hash, stacks, symbolizer) {
+            return;
+        }
+        symbolizer.wait(&self.patience);
+        if !self.try_name(image, hash, stacks, symbolizer) {
+            self.name_in_part(image, hash, stacks, symbolizer);
+            stacks.remark(image, hash, reason::PENDING);
+            self.asked.push_back((image, hash));
+        }
+    }
+
+    /// Names those frames of a stack whose files were quick to read.
+    fn name_in_part(&self, image: ImageKey, hash: u64, stacks: &Stacks, symbolizer: &mut Symbolizer) {
+        let Some(waiting) = self.images.get(&image) else { return };
+        let Some(unnamed) = waiting.stacks.get(&hash) else { return };
+        stacks.name_in_part(image, hash, |index, placed| {
             let unnamed = unnamed.get(index)?;
             let module = waiting.modules.get(unnamed.module as usize)?;
-            let mut frames = symbolizer.names(module, placed, unnamed.is_exact);
+            let names = symbolizer.names(module, placed, unnamed.is_exact);
+            let is_whole = names.is_some();
+            let mut frames = names.or_else(|| symbolizer.names_for_now(module, placed, unnamed.is_exact))?;
+            frames.iter_mut().for_each(|frame| frame.guessed = placed.guessed);
+            Some((frames, is_whole))
+        });
+    }
+
+    /// Names a stack if its names are there, and asks for them if not; whether nothing is left to do.
+    fn try_name(&mut self, image: ImageKey, hash: u64, stacks: &Stacks, symbolizer: &mut Symbolizer) -> bool {
+        let Some(waiting) = self.images.get_mut(&image) else { return true };
+        let Some(unnamed) = waiting.stacks.get(&hash) else { return true };
+        let modules = &waiting.modules;
+        let mut names = |index: usize, placed: &Frame| {
+            let unnamed: &Unnamed = unnamed.get(index)?;
+            let module = modules.get(unnamed.module as usize)?;
+            Some(symbolizer.names(module, placed, unnamed.is_exact))
+        };
+        let mut is_known = true;
+        stacks.for_each_unnamed(image, hash, |index, placed| {
+            is_known &= names(index, placed).is_none_or(|frames| frames.is_some());
+        });
+        if !is_known {
+            return false;
+        }
+        stacks.name(image, hash, |index, placed| {
+            let mut frames = names(index, placed)??;
             frames.iter_mut().for_each(|frame| frame.guessed = placed.guessed);
             Some(frames)
         });
+        self.named += 1;
+        waiting.stacks.remove(&hash);
         if waiting.stacks.is_empty() {
             waiting.modules.clear();
         }
+        true
     }
 
     /// How many stacks were named so far.
@@ -146,6 +219,7 @@ impl Naming {
     pub(super) fn forget(&mut self, image: ImageKey) {
         self.images.remove(&image);
         self.ahead.retain(|(queued, _)| *queued != image);
+        self.asked.retain(|(queued, _)| *queued != image);
     }
 
     fn name_image(&mut self, image: ImageKey, stacks: &Stacks, symbolizer: &mut Symbolizer) {
@@ -204,7 +278,7 @@ mod tests {
             let pid = std::process::id();
             let space = AddressSpace::capture(pid, &maps::read(pid).unwrap(), None, &mut Modules::default());
             Bench {
-                naming: Naming::new(is_ahead),
+                naming: Naming { patience: Patience::of(Duration::from_secs(60)), ..Naming::new(is_ahead) },
                 stacks: Stacks::default(),
                 symbolizer: Symbolizer::new(Limits::default()),
                 space: Rc::new(space),
@@ -236,7 +310,7 @@ mod tests {
         let (first, second) = (address_of(libc::getenv as *const ()), address_of(libc::atoi as *const ()));
         bench.add(1, &[first, second | FRAME_GUESSED], false);
         bench.add(2, &[second], false);
-        assert!(!bench.naming.has_work(), "nobody has asked");
+        assert!(!bench.naming.has_work(&bench.symbolizer), "nobody has asked");
         assert_eq!(bench.functions(1), [None, None]);
         assert!(bench.stacks.frames(IMAGE, 1).iter().all(|frame| frame.module_offset.is_some()));
         bench.name(1);
@@ -260,14 +334,31 @@ mod tests {
         for hash in 1..=3 {
             bench.add(hash, &[address_of(libc::getenv as *const ())], false);
         }
-        bench.naming.name_some(2, &bench.stacks, &mut bench.symbolizer);
-        assert!(bench.naming.has_work());
-        bench.naming.name_some(2, &bench.stacks, &mut bench.symbolizer);
-        assert!(!bench.naming.has_work());
+        bench.naming.name_some(2, &mut bench.stacks, &mut bench.symbolizer);
+        assert!(bench.naming.has_work(&bench.symbolizer));
+        bench.naming.name_some(2, &mut bench.stacks, &mut bench.symbolizer);
+        assert!(!bench.naming.has_work(&bench.symbolizer), "all were asked for");
+        let version = bench.stacks.version(IMAGE);
+        assert!(bench.symbolizer.wait(&Patience::of(Duration::from_secs(60))));
+        bench.naming.name_some(2, &mut bench.stacks, &mut bench.symbolizer);
         assert_eq!(bench.naming.named(), 3);
+        assert_ne!(bench.stacks.version(IMAGE), version, "what was shown before is shown again");
         let mut bench = Bench::new(false);
         bench.add(1, &[address_of(libc::getenv as *const ())], false);
         bench.naming.set_ahead(true);
-        assert!(bench.naming.has_work(), "also those that came before");
+        assert!(bench.naming.has_work(&bench.symbolizer), "also those that came before");
+    }
+
+    #[test]
+    fn names_that_do_not_come_in_time_come_later() {
+        let mut bench = Bench::new(false);
+        bench.naming.be_patient(Patience::of(Duration::ZERO));
+        bench.add(1, &[address_of(libc::getenv as *const ())], false);
+        bench.name(1);
+        assert_eq!(bench.stacks.frames(IMAGE, 1)[0].reason, Some(reason::PENDING));
+        assert!(bench.symbolizer.wait(&Patience::of(Duration::from_secs(60))));
+        bench.naming.name_some(1, &mut bench.stacks, &mut bench.symbolizer);
+        let frame = bench.stacks.frames(IMAGE, 1).remove(0);
+        assert!(frame.function.is_some() && frame.reason.is_none(), "{frame:?}");
     }
 }

@@ -307,6 +307,7 @@ impl Tracer {
     }
 }
 
+/// What this host is called.
 pub(super) fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map(|name| name.trim().to_owned())

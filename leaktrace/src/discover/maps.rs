@@ -1,8 +1,14 @@
 //! Parses `/proc/PID/maps`: which file is mapped where, with which rights. Says nothing about what the files
 //! hold; the formats are those of proc_pid_maps(5).
-use std::{fs, io};
+use std::{
+    fs,
+    io::{self, Read as _},
+};
 
 use super::process;
+
+/// A process may have 65,530 mappings (vm.max_map_count), each with a path of 4 KiB: such a list takes seconds.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// A device number as the kernel prints it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -68,12 +74,25 @@ impl MapEntry {
 /// # Errors
 /// What opening or reading `/proc/PID/maps` gives; `NotFound` and `ESRCH` mean that the process is gone.
 pub fn read(pid: u32) -> io::Result<Vec<MapEntry>> {
-    let mut text = fs::read(format!("/proc/{pid}/maps"))?;
+    let mut text = bounded(pid)?;
     if text.is_empty() {
         // The first thread has ended, and its memory is that of the others alone.
-        text = fs::read(format!("/proc/{}/maps", process::shown_as(pid)))?;
+        text = bounded(process::shown_as(pid))?;
     }
     Ok(parse(&text))
+}
+
+/// The list of mappings of a process, as the kernel prints it.
+fn bounded(pid: u32) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    fs::File::open(format!("/proc/{pid}/maps"))?.take(MAX_BYTES + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > MAX_BYTES {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            "its list of mappings is larger than 64 MiB",
+        ));
+    }
+    Ok(text)
 }
 
 /// Where the program break of a process is, to the page: the end of `[heap]`, which only exists once it has moved.

@@ -13,6 +13,7 @@ pub mod memory;
 pub mod memory_limit;
 pub mod moved;
 pub mod object;
+pub mod open;
 pub mod options;
 pub mod process;
 pub mod program;

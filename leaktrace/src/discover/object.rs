@@ -7,13 +7,14 @@
 //! mapping raises SIGBUS.
 use super::{
     maps::{self, MapEntry},
+    open::{Found, Way, read_only},
     process,
 };
 use std::{
     fs::{self, File, Metadata},
     io,
     os::{
-        fd::{AsRawFd, FromRawFd},
+        fd::AsRawFd,
         unix::fs::{FileExt, MetadataExt},
     },
     path::PathBuf,
@@ -56,7 +57,10 @@ impl ObjectFile {
         let pid = process::shown_as(pid);
         let link = format!("/proc/{pid}/map_files/{:x}-{:x}", entry.start, entry.end);
         // Asked before opening: opening a device may have effects.
-        match fs::metadata(&link).and_then(|metadata| regular(&metadata)).and_then(|()| File::open(&link)) {
+        match fs::metadata(&link)
+            .and_then(|metadata| regular(&metadata))
+            .and_then(|()| read_only(link.as_ref()))
+        {
             Ok(file) => {
                 let object = ObjectFile::of_file(file)?;
                 // News of a mapping may be older than what lies there now. Only file systems in layers number a file in
@@ -107,7 +111,7 @@ impl ObjectFile {
         Ok(ObjectFile { file, identity })
     }
 
-    /// Opens a regular file by its path as a process sees it.
+    /// Opens a regular file by its path as a process sees it, which leads through no link.
     ///
     /// # Errors
     /// As for [`ObjectFile::of_file`], and what openat2(2) gives.
@@ -115,34 +119,11 @@ impl ObjectFile {
         ObjectFile::beneath(&format!("/proc/{}/root", process::shown_as(pid)), path)
     }
 
-    /// Opens a path as a process sees it whose root this is: symbolic links cannot lead out of it (openat2, 5.6).
+    /// Opens a path as a process sees it whose root this is.
     fn beneath(root: &str, path: &[u8]) -> io::Result<ObjectFile> {
-        let root = File::open(root)?;
-        let mut name = path.to_vec();
-        name.push(0);
-        let how = OpenHow {
-            flags: (libc::O_PATH | libc::O_CLOEXEC) as u64,
-            mode: 0,
-            resolve: libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS,
-        };
-        // SAFETY: `name` ends with NUL, `how` is an open_how of the size that is passed; both outlive the
-        // call.
-        let opened = unsafe {
-            libc::syscall(
-                libc::SYS_openat2,
-                root.as_raw_fd(),
-                name.as_ptr(),
-                std::ptr::from_ref(&how),
-                size_of::<OpenHow>(),
-            )
-        };
-        if opened < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the kernel has just returned this descriptor and nothing else owns it.
-        let place = unsafe { File::from_raw_fd(opened as i32) };
-        regular(&place.metadata()?)?;
-        ObjectFile::of_file(File::open(format!("/proc/self/fd/{}", place.as_raw_fd()))?)
+        // The kernel names a mapping by a path without links.
+        let found = Found::beneath(&File::open(root)?, path, Way::Mounts)?;
+        ObjectFile::of_file(found.open(MAX_FILE_BYTES)?)
     }
 
     /// The open file.
@@ -208,14 +189,6 @@ fn regular(metadata: &Metadata) -> io::Result<()> {
         return Ok(());
     }
     Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file of at most 8 GiB"))
-}
-
-/// `struct open_how` of linux/openat2.h.
-#[repr(C)]
-struct OpenHow {
-    flags: u64,
-    mode: u64,
-    resolve: u64,
 }
 
 #[cfg(test)]

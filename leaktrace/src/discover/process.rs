@@ -220,6 +220,14 @@ pub fn name(pid: u32) -> String {
     String::from_utf8_lossy(comm.trim_ascii_end()).into_owned()
 }
 
+/// Takes a text for each of the texts that are read here, for fuzzers.
+pub(crate) fn read_texts(text: &[u8]) {
+    let _ = (heap_bytes_in(text), parse_stat(text).map(|stat| stat.has_ended()), join_words(text));
+    for name in ["Tgid:", "Uid:", "Seccomp:", "NSpid:", "VmRSS:"] {
+        let _ = status_words(text, name);
+    }
+}
+
 /// Lets this process open as many files as it may: watching a process takes one.
 pub fn raise_file_limit() {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

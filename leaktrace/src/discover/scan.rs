@@ -119,7 +119,8 @@ pub fn scan(
     for given in extra {
         add_given(&elf, given, &mut scan);
     }
-    Ok(scan)
+    // What was found by then may be a part of it.
+    if elf.is_too_dear() { Err(ElfError::TooDear) } else { Ok(scan) }
 }
 
 /// Functions that move the code of the file that they are in to larger pages: of BOLT's `--hugify`, and of Intel's

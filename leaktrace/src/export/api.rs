@@ -21,7 +21,7 @@ const STABLE_SHARE: f64 = 0.01;
 
 fn text(value: &impl Serialize) -> String {
     // Serialising fails only for maps whose keys are not strings, and there are none.
-    serde_json::to_string(value).unwrap_or_default()
+    super::json::plain(serde_json::to_string(value).unwrap_or_default())
 }
 
 #[derive(Serialize)]
@@ -73,13 +73,15 @@ pub fn alert_message(alert: &Alert, is_active: bool, host: &str, time: WallNs) -
     })
 }
 
-/// `GET /api/v1/health`.
-pub fn health(view: &View) -> String {
+/// `GET /api/v1/health`; `now` is the time of the answer.
+pub fn health(view: &View, now: WallNs) -> String {
     #[derive(Serialize)]
     struct Health<'a> {
         status: &'static str,
         healthy: bool,
         time: Time,
+        age_seconds: f64,
+        stale: bool,
         targets: usize,
         outstanding_bytes: u64,
         issues: Vec<AlertJson<'a>>,
@@ -105,10 +107,18 @@ pub fn health(view: &View) -> String {
         Some(growth) if growth > 0.0 => "growing",
         Some(_) => "shrinking",
     };
+    let is_stale = view.is_stale(now);
+    let status = match worst {
+        Some(Severity::Critical) => "critical",
+        _ if is_stale => "stale",
+        worst => worst.map_or("ok", Severity::name),
+    };
     text(&Health {
-        status: worst.map_or("ok", Severity::name),
-        healthy: worst.is_none(),
+        status,
+        healthy: worst.is_none() && !is_stale,
         time: Time(view.snapshot.time),
+        age_seconds: (view.age_ns(now) / 1_000_000) as f64 / 1000.0,
+        stale: is_stale,
         targets: view.live().count(),
         outstanding_bytes: held,
         issues: view.alerts.iter().map(AlertJson::from).collect(),
@@ -386,14 +396,22 @@ mod tests {
             message: "m".to_owned(),
         };
         let mut view = View::default();
-        let json: serde_json::Value = serde_json::from_str(&health(&view)).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&health(&view, 0)).unwrap();
         assert_eq!(
             (json["healthy"].as_bool(), json["trend"]["direction"].as_str()),
             (Some(true), Some("unknown"))
         );
+        let late: serde_json::Value = serde_json::from_str(&health(&view, 16_000_000_000)).unwrap();
+        assert_eq!(
+            (late["status"].as_str(), late["healthy"].as_bool(), late["age_seconds"].as_f64()),
+            (Some("stale"), Some(false), Some(16.0))
+        );
+        view.period_ns = 60_000_000_000;
+        let slow: serde_json::Value = serde_json::from_str(&health(&view, 16_000_000_000)).unwrap();
+        assert_eq!((slow["status"].as_str(), slow["stale"].as_bool()), (Some("ok"), Some(false)));
         view.alerts.push(alert.clone());
         view.growth.insert(TargetKey { pid: 5, start_time: 0 }, 1000.0);
-        let json: serde_json::Value = serde_json::from_str(&health(&view)).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&health(&view, 0)).unwrap();
         assert_eq!(json["status"], "critical");
         assert_eq!(json["trend"]["direction"], "growing");
         assert_eq!(json["issues"][0]["comm"], "a\"b");

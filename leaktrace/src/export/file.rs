@@ -1,8 +1,9 @@
 //! Files that are whole or not there: written under another name first, made durable, then renamed. What is in
 //! them is left to the formats.
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, Permissions},
     io::{self, Read as _, Write as _},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -10,7 +11,7 @@ use std::{
 /// The end of the names of files that are being written.
 const UNFINISHED: &str = ".leaktrace-tmp";
 /// Bytes of a file that is read.
-const MAX_BYTES: u64 = 128 << 20;
+pub const MAX_BYTES: u64 = 128 << 20;
 /// Tells the unfinished files of one process apart.
 static WRITES: AtomicU64 = AtomicU64::new(0);
 
@@ -29,12 +30,23 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
         return file.write_all(bytes);
     }
     let path = if old.is_some() { fs::canonicalize(path)? } else { path.to_path_buf() };
-    let folder = folder_of(&path);
+    replace(&path, bytes, old.map(|old| old.permissions()))
+}
+
+/// The same for a file that nobody else may read. A link in its place is replaced, not followed.
+///
+/// # Errors
+/// As [`write_whole`].
+pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace(path, bytes, Some(Permissions::from_mode(0o600)))
+}
+
+fn replace(path: &Path, bytes: &[u8], permissions: Option<Permissions>) -> io::Result<()> {
+    let folder = folder_of(path);
     let write = WRITES.fetch_add(1, Ordering::Relaxed);
-    let unfinished = unfinished_name(&path, std::process::id(), write)?;
-    remove_abandoned(&path);
-    let written =
-        write_durably(&unfinished, bytes, old.as_ref()).and_then(|()| fs::rename(&unfinished, &path));
+    let unfinished = unfinished_name(path, std::process::id(), write)?;
+    remove_abandoned(path);
+    let written = write_durably(&unfinished, bytes, permissions).and_then(|()| fs::rename(&unfinished, path));
     if let Err(error) = written {
         let _ = fs::remove_file(&unfinished);
         return Err(error);
@@ -42,11 +54,12 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_folder(folder)
 }
 
-fn write_durably(path: &Path, bytes: &[u8], old: Option<&fs::Metadata>) -> io::Result<()> {
-    // A link that someone else put there is not followed.
-    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
-    if let Some(old) = old {
-        file.set_permissions(old.permissions())?;
+fn write_durably(path: &Path, bytes: &[u8], permissions: Option<Permissions>) -> io::Result<()> {
+    // A link that someone else put there is not followed. At no moment may more read it than in the end.
+    let mode = permissions.as_ref().map_or(0o666, |permissions| permissions.mode() & 0o666);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    if let Some(permissions) = permissions {
+        file.set_permissions(permissions)?;
     }
     file.write_all(bytes)?;
     file.sync_all()
@@ -119,7 +132,7 @@ pub fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 

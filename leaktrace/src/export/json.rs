@@ -96,9 +96,27 @@ pub fn call(call: &CallView) -> String {
 
 pub(super) fn line(value: &impl Serialize) -> String {
     // Serialising fails only for maps whose keys are not strings, and there are none.
-    let mut text = serde_json::to_string(value).unwrap_or_default();
+    let mut text = plain(serde_json::to_string(value).unwrap_or_default());
     text.push('\n');
     text
+}
+
+/// JSON may hold control characters from DEL on as they are; a terminal that shows it may act on them. They stand only in
+/// strings.
+pub(super) fn plain(json: String) -> String {
+    let acts = |c: char| matches!(c, '\u{7f}'..='\u{9f}');
+    if !json.contains(acts) {
+        return json;
+    }
+    let mut plain = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        if acts(c) {
+            plain.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            plain.push(c);
+        }
+    }
+    plain
 }
 
 #[derive(Clone, Copy)]
@@ -515,4 +533,17 @@ struct CallJson<'a> {
     size_bytes: Option<u64>,
     old_address: Option<Address>,
     frames: Vec<FrameJson<'a>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_control_character_stands_in_json_as_it_is() {
+        let all: String = ('\0'..='\u{a1}').collect();
+        let text = line(&all);
+        assert!(!text.trim_end().contains(char::is_control), "{text:?}");
+        assert_eq!(serde_json::from_str::<String>(&text).unwrap(), all);
+    }
 }

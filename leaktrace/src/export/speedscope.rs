@@ -22,7 +22,7 @@ pub fn speedscope(snapshot: &Snapshot, value: Value) -> String {
         profiles,
     };
     // Serialising fails only for maps whose keys are not strings, and there are none.
-    let mut text = serde_json::to_string(&file).unwrap_or_default();
+    let mut text = super::json::plain(serde_json::to_string(&file).unwrap_or_default());
     text.push('\n');
     text
 }

@@ -206,6 +206,8 @@ pub struct View {
     pub started: WallNs,
     /// The last summary; processes that ended since the one before are in it.
     pub snapshot: Arc<Snapshot>,
+    /// Time from one summary to the next.
+    pub period_ns: u64,
     /// Processes that ended earlier, the last one last.
     pub ended: Vec<Arc<TargetView>>,
     /// Memory limits of live targets.
@@ -224,7 +226,20 @@ pub struct View {
     pub peak: (u64, WallNs),
 }
 
+/// How much later than due a summary may come before the view is stale.
+const LATE_NS: u64 = 15_000_000_000;
+
 impl View {
+    /// How old the last summary is.
+    pub fn age_ns(&self, now: WallNs) -> u64 {
+        u64::try_from(now.saturating_sub(self.snapshot.time)).unwrap_or(0)
+    }
+
+    /// Whether it is older than it should be: tracing stands still, or takes far longer than it should.
+    pub fn is_stale(&self, now: WallNs) -> bool {
+        self.age_ns(now) > self.period_ns.saturating_mul(2).saturating_add(LATE_NS)
+    }
+
     /// Targets that run.
     pub fn live(&self) -> impl Iterator<Item = &TargetView> {
         self.snapshot.targets.iter().filter(|target| is_live(target))

@@ -148,6 +148,54 @@ impl Stacks {
         known.ids.set(Some(known.ids()));
     }
 
+    /// Calls `look` with each frame of a stack that has no names, by its index in the stack and what lies there.
+    pub fn for_each_unnamed(&self, image: ImageKey, stack: u64, mut look: impl FnMut(usize, &Frame)) {
+        let Some(known) = self.stack(image, stack) else { return };
+        for (index, spot) in known.spots.iter().enumerate().filter(|(_, spot)| !spot.is_named.get()) {
+            let placed = Arc::clone(&spot.frames.borrow());
+            if let Some(placed) = placed.first() {
+                look(index, placed);
+            }
+        }
+    }
+
+    /// Gives names to those frames of a stack of which they are known, and says whether they are all that can be known of
+    /// a frame; the others can get theirs later.
+    pub fn name_in_part(
+        &self,
+        image: ImageKey,
+        stack: u64,
+        mut names: impl FnMut(usize, &Frame) -> Option<(Vec<Frame>, bool)>,
+    ) {
+        let Some(known) = self.stack(image, stack) else { return };
+        for (index, spot) in known.spots.iter().enumerate().filter(|(_, spot)| !spot.is_named.get()) {
+            let placed = Arc::clone(&spot.frames.borrow());
+            if let Some((frames, is_whole)) = placed.first().and_then(|placed| names(index, placed)) {
+                *spot.frames.borrow_mut() = frames.into();
+                spot.is_named.set(is_whole);
+            }
+        }
+    }
+
+    /// Says why the frames of a stack have no names yet.
+    pub fn remark(&self, image: ImageKey, stack: u64, reason: &'static str) {
+        let Some(known) = self.stack(image, stack) else { return };
+        for spot in known.spots.iter().filter(|spot| !spot.is_named.get()) {
+            let placed = spot.frames.borrow().first().cloned();
+            if let Some(placed) = placed.filter(|placed| placed.function.is_none() && placed.reason.is_none())
+            {
+                *spot.frames.borrow_mut() = Arc::new([Frame { reason: Some(reason), ..placed }]);
+            }
+        }
+    }
+
+    /// What is shown of an image is not what was shown before: names have come.
+    pub fn mark_changed(&mut self, image: ImageKey) {
+        if let Some(known) = self.images.get_mut(&image) {
+            known.version += 1;
+        }
+    }
+
     /// Drops a stack that was known only in part, for a longer one under the same hash.
     pub fn drop_stack(&mut self, image: ImageKey, stack: u64) {
         if let Some(known) = self.images.get_mut(&image) {
@@ -286,6 +334,21 @@ mod tests {
         stacks.insert(IMAGE, 7, &[1], "complete", placed);
         stacks.name(IMAGE, 7, |_, _| None);
         assert_eq!(stacks.frames(IMAGE, 7), [placed(1)]);
+    }
+
+    #[test]
+    fn frames_get_their_names_one_after_the_other() {
+        let mut stacks = Stacks::default();
+        stacks.insert(IMAGE, 7, &[1, 2], "complete", placed);
+        stacks.name_in_part(IMAGE, 7, |_, placed| (placed.address == 2).then(|| (named(placed), true)));
+        stacks.remark(IMAGE, 7, "later");
+        let frames = stacks.frames(IMAGE, 7);
+        assert_eq!((frames.len(), frames[0].reason, frames[1].reason), (3, Some("later"), None));
+        let mut left = Vec::new();
+        stacks.for_each_unnamed(IMAGE, 7, |index, _| left.push(index));
+        assert_eq!(left, [0]);
+        stacks.name(IMAGE, 7, |_, placed| Some(named(&Frame { reason: None, ..placed.clone() })));
+        assert_eq!(stacks.frames(IMAGE, 7).len(), 4);
     }
 
     #[test]

@@ -3,15 +3,18 @@
 //! Only directories named by the operator or by convention on the host are searched, never a container's. What is
 //! found must carry the same build id, or the checksum that the link gives.
 use std::{
-    fs::{File, OpenOptions},
-    io::Read,
-    os::unix::fs::OpenOptionsExt,
+    fs::File,
+    os::unix::{ffi::OsStrExt as _, fs::FileExt as _},
     path::{Path, PathBuf},
 };
 
 use super::{
     elf::Layout,
     module::{Module, hexadecimal},
+};
+use crate::discover::{
+    object::MAX_FILE_BYTES,
+    open::{Found, Way},
 };
 
 /// Where distributions install debug information.
@@ -72,16 +75,19 @@ fn by_link(module: &Module, directories: &[PathBuf]) -> Option<(File, Layout)> {
             let (file, layout) = open(&path)?;
             let same = match (&module.build_id, &layout.build_id) {
                 (Some(_), Some(_)) => same_build_id(module, &layout),
-                _ => checksum_of(&path) == Some(checksum),
+                _ => checksum_of(&file) == Some(checksum),
             };
             same.then_some((file, layout))
         },
     )
 }
 
+/// Distributions lead from a build id to the file by a link.
 fn open(path: &Path) -> Option<(File, Layout)> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
-    let layout = file.metadata().ok()?.is_file().then(|| Layout::read(&file).ok())??;
+    let path = std::path::absolute(path).ok()?;
+    let found = Found::beneath(&File::open("/").ok()?, path.as_os_str().as_bytes(), Way::Links).ok()?;
+    let file = found.open(MAX_FILE_BYTES).ok()?;
+    let layout = Layout::read(&file).ok()?;
     Some((file, layout))
 }
 
@@ -92,14 +98,17 @@ pub(super) fn same_build_id(module: &Module, layout: &Layout) -> bool {
 }
 
 /// The CRC-32 that binutils put into a debug link.
-fn checksum_of(path: &Path) -> Option<u32> {
-    let mut file = File::open(path).ok()?.take(MAX_CHECKSUM_BYTES);
+fn checksum_of(file: &File) -> Option<u32> {
     let mut hasher = crc32fast::Hasher::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer).ok()? {
-            0 => return Some(hasher.finalize()),
-            count => hasher.update(buffer.get(..count)?),
+    let (mut buffer, mut at) = (vec![0; 1 << 20], 0);
+    while at < MAX_CHECKSUM_BYTES {
+        match file.read_at(&mut buffer, at).ok()? {
+            0 => break,
+            count => {
+                hasher.update(buffer.get(..count)?);
+                at += count as u64;
+            }
         }
     }
+    Some(hasher.finalize())
 }

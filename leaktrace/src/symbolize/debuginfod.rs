@@ -15,7 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::image::memfd;
+use crate::discover::open::{Found, Way};
 
 /// Files that may wait to be fetched.
 const QUEUE: usize = 64;
@@ -23,7 +26,7 @@ const QUEUE: usize = 64;
 const MAX_MESSAGES: usize = 5;
 
 /// Which servers, and how long and how much.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
     /// Addresses of servers, asked one after another, as in `DEBUGINFOD_URLS`. None: nothing is fetched.
     pub urls: Vec<String>,
@@ -142,10 +145,10 @@ impl Debuginfod {
     }
 
     fn cached(&self, build_id: &str) -> Option<File> {
-        let file = File::open(self.options.cache.as_ref()?.join(build_id).join("debuginfo")).ok()?;
+        let folder = File::open(self.options.cache.as_ref()?.join(build_id)).ok()?;
+        let found = Found::beneath(&folder, b"debuginfo", Way::Plain).ok()?;
         // elfutils notes by an empty file that no server had it.
-        file.metadata().ok().filter(|facts| facts.is_file() && facts.len() > 0)?;
-        Some(file)
+        (found.metadata().len() > 0).then(|| found.open(self.options.file_bytes).ok()).flatten()
     }
 
     fn ask(&mut self, build_id: &str) -> Option<()> {
@@ -247,7 +250,9 @@ impl Unfinished {
     fn create(directory: &Path) -> io::Result<Unfinished> {
         fs::create_dir_all(directory)?;
         let path = directory.join(format!("debuginfo.{}.leaktrace-tmp", std::process::id()));
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
+        // What a killed process with this number left, or anything else, is not written to.
+        let _ = fs::remove_file(&path);
+        let file = File::options().read(true).write(true).create_new(true).open(&path)?;
         Ok(Unfinished { file, path, name: directory.join("debuginfo") })
     }
 

@@ -9,6 +9,8 @@ const MAX_SEGMENTS: usize = 1024;
 const MAX_SECTIONS: usize = 131_072;
 const MAX_NAMES_BYTES: u64 = 16 << 20;
 const MAX_NOTE_BYTES: u64 = 64 << 10;
+/// Segments of notes that are looked through: real files have one or two.
+const MAX_NOTES: usize = 16;
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
 const PF_X: u32 = 1;
@@ -61,8 +63,25 @@ impl Layout {
         layout.read_sections(file, &header)?;
         // A file that dwz made has no segments.
         let section = layout.section(".note.gnu.build-id").map(|note| (note.offset, note.size_bytes));
+        layout.build_id = notes
+            .into_iter()
+            .take(MAX_NOTES)
+            .chain(section)
+            .find_map(|(offset, bytes)| build_id(file, offset, bytes));
+        layout.header = header;
+        Ok(layout)
+    }
+
+    /// The same without sections, which a file may have many of: what is needed of one that is mapped.
+    pub(super) fn read_segments_only(file: &File) -> io::Result<Layout> {
+        let header = read_exact(file, 0, HEADER_BYTES)?;
+        if header.get(..6) != Some(b"\x7fELF\x02\x01") {
+            return Err(invalid("not a 64-bit little-endian ELF file"));
+        }
+        let mut layout = Layout::default();
+        let notes = layout.read_segments(file, &header)?;
         layout.build_id =
-            notes.into_iter().chain(section).find_map(|(offset, bytes)| build_id(file, offset, bytes));
+            notes.into_iter().take(MAX_NOTES).find_map(|(offset, bytes)| build_id(file, offset, bytes));
         layout.header = header;
         Ok(layout)
     }

@@ -70,15 +70,17 @@ pub(super) struct Supplement<'a> {
 }
 
 impl Image {
-    /// Copies what is needed of `file`, at most `limit_bytes`; without debug information if only that fits.
+    /// Copies what is needed of `file`, at most `limit_bytes`; without debug information if only that fits, or if `debug`
+    /// does not ask for it.
     pub(super) fn copy(
         file: &File,
         layout: &Layout,
         supplement: Option<Supplement<'_>>,
         limit_bytes: u64,
+        debug: bool,
     ) -> io::Result<Image> {
-        match Image::copy_sections(file, layout, supplement, limit_bytes, true) {
-            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+        match Image::copy_sections(file, layout, supplement, limit_bytes, debug) {
+            Err(error) if debug && error.kind() == io::ErrorKind::FileTooLarge => {
                 let mut image = Image::copy_sections(file, layout, None, limit_bytes, false)?;
                 image.cut = true;
                 Ok(image)

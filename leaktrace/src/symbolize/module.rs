@@ -48,6 +48,17 @@ pub struct Module {
 impl Module {
     /// Takes over an opened file. One that is no ELF file is a module without symbols.
     pub fn open(path: String, file: File) -> io::Result<Module> {
+        let layout = Layout::read(&file).ok();
+        Module::with_layout(path, file, layout)
+    }
+
+    /// The same for a file that is mapped, whose sections are not looked at before names are wanted.
+    fn open_mapped(path: String, file: File) -> io::Result<Module> {
+        let layout = Layout::read_segments_only(&file).ok();
+        Module::with_layout(path, file, layout)
+    }
+
+    fn with_layout(path: String, file: File, layout: Option<Layout>) -> io::Result<Module> {
         let metadata = file.metadata()?;
         if !metadata.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
@@ -58,11 +69,10 @@ impl Module {
             size_bytes: metadata.len(),
             changed: (metadata.mtime(), metadata.mtime_nsec()),
         };
-        Ok(Module::with_key(key, path, file))
+        Ok(Module::with_key(key, path, file, layout))
     }
 
-    fn with_key(key: ModuleKey, path: String, file: File) -> Module {
-        let layout = Layout::read(&file).ok();
+    fn with_key(key: ModuleKey, path: String, file: File, layout: Option<Layout>) -> Module {
         let build_id = layout.as_ref().and_then(|layout| layout.build_id.as_deref()).map(hexadecimal);
         Module { key, path, build_id, file, layout }
     }
@@ -73,6 +83,12 @@ impl Module {
         let length = self.file.read_at(&mut content, file_offset).unwrap_or(0);
         content.truncate(length);
         content
+    }
+
+    /// An address so many bytes into its first code.
+    pub(crate) fn first_code(&self, bytes: u64) -> Option<u64> {
+        let load = self.layout.as_ref()?.loads.iter().find(|load| load.executable)?;
+        load.address.checked_add(bytes)
     }
 
     /// The address as linked of a place in the file. Only segments with code count: with LLD the first segment
@@ -99,7 +115,7 @@ impl Modules {
         let module = if entry.path == b"[vdso]" {
             vdso(pid, entry)?
         } else {
-            Module::open(entry.path_lossy(), ObjectFile::of_mapping(pid, entry)?.into_file())?
+            Module::open_mapped(entry.path_lossy(), ObjectFile::of_mapping(pid, entry)?.into_file())?
         };
         Ok(self.share(module))
     }
@@ -125,7 +141,9 @@ fn vdso(pid: u32, entry: &MapEntry) -> io::Result<Module> {
     let mut hasher = DefaultHasher::new();
     content.hash(&mut hasher);
     let key = ModuleKey { device: u64::MAX, inode: hasher.finish(), size_bytes: bytes, changed: (0, 0) };
-    Ok(Module::with_key(key, entry.path_lossy(), image::memfd_with(&content)?))
+    let file = image::memfd_with(&content)?;
+    let layout = Layout::read(&file).ok();
+    Ok(Module::with_key(key, entry.path_lossy(), file, layout))
 }
 
 /// Two digits a byte.

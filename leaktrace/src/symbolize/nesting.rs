@@ -10,19 +10,26 @@ use super::elf::{read_exact, u32_at, u64_at};
 /// Levels that are still accepted: a reader's frames for them fit into a tenth of a thread's stack.
 const MAX_LEVELS: isize = 500;
 
+/// A header and nothing more: of version 4, with a length of 32 bits.
+const MIN_UNIT_BYTES: u64 = 11;
+
 /// Whether entries nest deeper than is safe to read. `info` and `abbreviations` are offset and size of the sections
 /// in `file`. Units are read one at a time; where one is malformed, blazesym stops reading it at the same place.
 pub(super) fn is_too_deep(file: &File, info: (u64, u64), abbreviations: (u64, u64)) -> io::Result<bool> {
     let size = |bytes: u64| usize::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge));
     let abbreviations = read_exact(file, abbreviations.0, size(abbreviations.1)?)?;
     let mut at = 0;
-    while info.1.saturating_sub(at) >= 16 {
-        let start = read_exact(file, info.0 + at, 12)?;
+    while info.1.saturating_sub(at) >= MIN_UNIT_BYTES {
+        let start = read_exact(file, info.0.saturating_add(at), 12.min(size(info.1 - at)?))?;
         let bytes = match u32_at(&start, 0) {
             u32::MAX => u64_at(&start, 4).saturating_add(12),
             short => u64::from(short) + 4,
         };
-        let unit = read_exact(file, info.0 + at, size(bytes.min(info.1 - at))?)?;
+        if bytes < MIN_UNIT_BYTES {
+            // A section of zeros has one such unit for each four bytes; blazesym stops at the first.
+            return Ok(false);
+        }
+        let unit = read_exact(file, info.0.saturating_add(at), size(bytes.min(info.1 - at))?)?;
         if unit_is_too_deep(&unit, &abbreviations).unwrap_or(false) {
             return Ok(true);
         }

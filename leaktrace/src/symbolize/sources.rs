@@ -15,7 +15,9 @@ pub struct NameSources {
 impl Module {
     /// Looks at the file, and for a separate debug file in `directories`.
     pub fn name_sources(&self, directories: &[PathBuf]) -> NameSources {
-        let Some(layout) = &self.layout else { return NameSources::default() };
+        let whole = self.file.try_clone().and_then(|file| Module::open(self.path.clone(), file));
+        let Ok(module) = whole else { return NameSources::default() };
+        let Some(layout) = &module.layout else { return NameSources::default() };
         let has =
             |layout: &Layout, name: &str| layout.section(name).is_some_and(|section| section.size_bytes > 0);
         let names = [".symtab", ".dynsym"];
@@ -24,7 +26,7 @@ impl Module {
             debug_info: has(layout, ".debug_info").then_some("inside"),
         };
         if sources.debug_info.is_none()
-            && let Some((_, separate)) = debug_files::find(self, directories)
+            && let Some((_, separate)) = debug_files::find(&module, directories)
         {
             sources.debug_info = has(&separate, ".debug_info").then_some("separate");
             if has(&separate, ".symtab") {

@@ -7,12 +7,23 @@ use std::{
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{debuginfod::Options as DebuginfodOptions, finder::Finder, image::Image, *};
 use crate::discover::maps;
 
 fn own_space(modules: &mut Modules) -> AddressSpace {
     let pid = std::process::id();
     AddressSpace::capture(pid, &maps::read(pid).unwrap(), None, modules)
+}
+
+/// What is found at an address, as soon as it is.
+fn frames_of(symbolizer: &mut Symbolizer, space: &AddressSpace, address: u64, exact: bool) -> Vec<Frame> {
+    let placed = symbolizer.placed(space, address, exact);
+    let Some(module) = space.module(address, exact) else { return vec![placed] };
+    if let Some(frames) = symbolizer.names(module, &placed, exact) {
+        return frames;
+    }
+    assert!(symbolizer.wait(&Patience::of(Duration::from_secs(60))));
+    symbolizer.names(module, &placed, exact).unwrap()
 }
 
 #[inline(never)]
@@ -24,35 +35,33 @@ fn some_function_to_find() -> u32 {
 fn a_function_of_this_program_has_name_module_and_line() {
     let mut modules = Modules::default();
     let space = own_space(&mut modules);
-    let mut symbolizer = Symbolizer::new(Limits::default());
+    let mut finder = Symbolizer::new(Limits::default());
     let address = some_function_to_find as fn() -> u32 as usize as u64;
-    let frames = symbolizer.frames(&space, address, true);
+    let frames = frames_of(&mut finder, &space, address, true);
     let frame = frames.last().unwrap();
     assert!(frame.function.as_deref().unwrap().ends_with("some_function_to_find"), "{frame:?}");
     assert_eq!((frame.offset, frame.address), (Some(0), address));
     assert!(frame.file.as_deref().unwrap().ends_with("symbolize/tests.rs"), "{frame:?}");
     assert!(frame.line.is_some() && frame.module.is_some());
-    let again = symbolizer.frames(&space, address + 1, false);
+    let again = frames_of(&mut finder, &space, address + 1, false);
     assert_eq!(again.last().unwrap().offset, Some(1));
-    println!("held {} bytes", symbolizer.held_bytes());
-    symbolizer.release();
-    assert_eq!(symbolizer.held_bytes(), 0);
-    assert_eq!(symbolizer.frames(&space, address, true), frames, "names stay after the copies are gone");
+    finder.release();
+    assert_eq!(frames_of(&mut finder, &space, address, true), frames, "names stay after the copies are gone");
 }
 
 #[test]
 fn libc_has_names_from_its_dynamic_symbols_and_the_vdso_has_too() {
     let mut modules = Modules::default();
     let space = own_space(&mut modules);
-    let mut symbolizer = Symbolizer::new(Limits { debug_dirs: Vec::new(), ..Limits::default() });
-    let frames = symbolizer.frames(&space, libc::getenv as *const () as u64, true);
+    let mut finder = Symbolizer::new(Limits { debug_dirs: Vec::new(), ..Limits::default() });
+    let frames = frames_of(&mut finder, &space, libc::getenv as *const () as u64, true);
     assert_eq!(frames[0].function.as_deref(), Some("getenv"), "{frames:?}");
     assert!(frames[0].build_id.as_deref().is_some_and(|id| id.len() == 40));
     let vdso =
         maps::read(std::process::id()).unwrap().into_iter().find(|entry| entry.path == b"[vdso]").unwrap();
     let found = (vdso.start..vdso.end)
         .step_by(16)
-        .any(|address| symbolizer.frames(&space, address, true)[0].function.is_some());
+        .any(|address| frames_of(&mut finder, &space, address, true)[0].function.is_some());
     assert!(found, "no function in the vdso");
 }
 
@@ -60,7 +69,7 @@ fn libc_has_names_from_its_dynamic_symbols_and_the_vdso_has_too() {
 fn an_address_without_code_says_so() {
     let mut modules = Modules::default();
     let space = own_space(&mut modules);
-    let frames = Symbolizer::new(Limits::default()).frames(&space, 0x10, false);
+    let frames = frames_of(&mut Symbolizer::new(Limits::default()), &space, 0x10, false);
     assert_eq!(frames[0].reason, Some("no code was mapped there"));
     assert!(!space.contains(0x10));
 }
@@ -99,11 +108,11 @@ const OUTER: &str = "_ZN4shop4CartIiE5outerEi";
 
 /// All frames at each address of `outer` where something is inlined.
 fn inlined_frames(path: &std::path::Path, nm: &std::path::Path, limits: Limits) -> Vec<Vec<Frame>> {
-    let mut symbolizer = Symbolizer::new(limits);
+    let mut finder = Finder::new(limits);
     let module = module(path);
     let start = address_of(nm, OUTER);
     (start..start + 24)
-        .map(|address| symbolizer.resolve(&module, address).to_vec())
+        .map(|address| finder.resolve(&module, address, true).to_vec())
         .filter(|f| f.len() > 1)
         .collect()
 }
@@ -160,7 +169,7 @@ fn a_stripped_program_gives_the_reason() {
     let path = compile(directory.path(), "gcc", "int main(void) { return 0; }", &["-O1"]);
     let start = address_of(&path, "main");
     assert!(Command::new("strip").arg(&path).status().unwrap().success());
-    let frames = Symbolizer::new(Limits::default()).resolve(&module(&path), start);
+    let frames = Finder::new(Limits::default()).resolve(&module(&path), start, true);
     assert_eq!(frames[0].reason, Some("the file is stripped"));
 }
 
@@ -182,7 +191,7 @@ fn names_are_found_after_the_process_and_its_file_are_gone() {
     child.kill().unwrap();
     child.wait().unwrap();
     fs::remove_file(&path).unwrap();
-    let frames = Symbolizer::new(Limits::default()).frames(&space, base + text, true);
+    let frames = frames_of(&mut Symbolizer::new(Limits::default()), &space, base + text, true);
     assert_eq!(frames[0].function.as_deref(), Some("main"), "{frames:?}");
 }
 
@@ -190,14 +199,14 @@ fn names_are_found_after_the_process_and_its_file_are_gone() {
 fn too_much_debug_information_leaves_the_symbols() {
     let file = File::open("/proc/self/exe").unwrap();
     let module = Arc::new(Module::open("self".to_owned(), file).unwrap());
-    let whole = Image::copy(&module.file, module.layout.as_ref().unwrap(), None, u64::MAX).unwrap();
+    let whole = Image::copy(&module.file, module.layout.as_ref().unwrap(), None, u64::MAX, true).unwrap();
     let limit = whole.bytes - 1;
-    let cut = Image::copy(&module.file, module.layout.as_ref().unwrap(), None, limit).unwrap();
+    let cut = Image::copy(&module.file, module.layout.as_ref().unwrap(), None, limit, true).unwrap();
     assert!(cut.cut && cut.bytes < limit);
-    let mut symbolizer = Symbolizer::new(Limits { file_bytes: 1000, ..Limits::default() });
+    let mut finder = Finder::new(Limits { file_bytes: 1000, ..Limits::default() });
     let address = module.layout.as_ref().unwrap().loads.iter().find(|load| load.executable).unwrap().address;
     assert_eq!(
-        symbolizer.resolve(&module, address)[0].reason,
+        finder.resolve(&module, address, true)[0].reason,
         Some("the file's symbols are larger than the limit")
     );
 }
@@ -209,7 +218,7 @@ fn a_file_that_shrinks_after_it_was_captured_is_harmless() {
     let start = address_of(&path, "main");
     let module = module(&path);
     File::options().write(true).open(&path).unwrap().set_len(500).unwrap();
-    let frames = Symbolizer::new(Limits::default()).resolve(&module, start);
+    let frames = Finder::new(Limits::default()).resolve(&module, start, true);
     assert_eq!(frames[0].reason, Some("the file's symbols are damaged"));
 }
 
@@ -217,7 +226,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_damaged_file_never_brings_the_symbolizer_down(
+    fn a_damaged_file_never_brings_the_finder_down(
         changes in prop::collection::vec((0usize..1_000_000, any::<u8>()), 1..200),
         headers_only in any::<bool>(),
     ) {
@@ -236,9 +245,9 @@ proptest! {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&bytes).unwrap();
         let module = module(file.path());
-        let mut symbolizer = Symbolizer::new(Limits { file_bytes: 8 << 20, ..Limits::default() });
+        let mut finder = Finder::new(Limits { file_bytes: 8 << 20, ..Limits::default() });
         for address in *start..*start + 8 {
-            prop_assert!(!symbolizer.resolve(&module, address).is_empty());
+            prop_assert!(!finder.resolve(&module, address, true).is_empty());
         }
     }
 }
@@ -335,10 +344,10 @@ fn servers_that_lie_fail_or_hang_cost_only_the_lines() {
         let mut limits = from_servers(&[&url], None);
         limits.debuginfod.patience = std::time::Duration::from_secs(if delay.is_zero() { 20 } else { 1 });
         limits.debuginfod.timeout = if delay.is_zero() { limits.debuginfod.timeout } else { brief };
-        let mut symbolizer = Symbolizer::new(limits);
-        let frames = symbolizer.resolve(&module(&path), address_of(&full, OUTER));
+        let mut finder = Finder::new(limits);
+        let frames = finder.resolve(&module(&path), address_of(&full, OUTER), true);
         assert!(frames.iter().all(|frame| frame.line.is_none()), "{frames:?}");
-        assert_eq!(!symbolizer.messages().is_empty(), complains, "{:?}", symbolizer.messages());
+        assert_eq!(!finder.messages().is_empty(), complains, "{:?}", finder.messages());
     }
 }
 
@@ -355,13 +364,13 @@ fn the_symbols_that_a_distribution_leaves_are_found() {
     let mut section = std::ffi::OsString::from(".gnu_debugdata=");
     section.push(directory.path().join("mini.xz"));
     run("objcopy", &["--add-section".as_ref(), &section, path.as_ref()]);
-    let frames = Symbolizer::new(Limits::default()).resolve(&module(&path), address);
+    let frames = Finder::new(Limits::default()).resolve(&module(&path), address, true);
     assert_eq!(frames[0].function.as_deref(), Some("hidden"), "{frames:?}");
     fs::write(directory.path().join("mini.xz"), b"\xfd7zXZ\0 this is no stream").unwrap();
     section = std::ffi::OsString::from(".gnu_debugdata=");
     section.push(directory.path().join("mini.xz"));
     run("objcopy", &["--update-section".as_ref(), &section, path.as_ref()]);
-    let frames = Symbolizer::new(Limits::default()).resolve(&module(&path), address);
+    let frames = Finder::new(Limits::default()).resolve(&module(&path), address, true);
     assert_eq!(frames[0].reason, Some("the file is stripped"));
 }
 
@@ -386,10 +395,77 @@ fn parts_that_dwz_moved_out_are_found() {
     let limits = Limits { debug_dirs: vec![debug_dir], ..Limits::default() };
     let named = Some("shop::Cart<int>::outer(int)");
     for is_there in [true, false] {
-        let frames = Symbolizer::new(limits.clone()).resolve(&module(&path), address_of(&full, OUTER));
+        let frames = Finder::new(limits.clone()).resolve(&module(&path), address_of(&full, OUTER), true);
         let outer = frames.last().unwrap();
         assert_eq!((outer.function.as_deref(), outer.line), (named, Some(5)), "{is_there}: {frames:?}");
         assert!(frames.iter().all(|frame| frame.function.as_deref() != Some("")), "{frames:?}");
         let _ = fs::remove_file(&common);
     }
+}
+
+/// Puts sections into a program; those without content go.
+fn put_sections(path: &std::path::Path, sections: &crafted::Sections) {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, content) in sections {
+        let file = directory.path().join("section");
+        fs::write(&file, content).unwrap();
+        let mut option = std::ffi::OsString::from(if content.is_empty() {
+            "--remove-section="
+        } else {
+            "--update-section="
+        });
+        option.push(name);
+        if !content.is_empty() {
+            option.push("=");
+            option.push(&file);
+        }
+        run("objcopy", &[&option, path.as_ref()]);
+    }
+}
+
+fn names_at(symbolizer: &mut Symbolizer, module: &Arc<Module>, start: u64) -> Vec<Frame> {
+    let load = module.layout.as_ref().unwrap().loads.iter().find(|load| load.executable).unwrap();
+    let module_offset = Some(start - load.address + load.file_offset);
+    let placed = Frame { address: start, module_offset, ..Frame::default() };
+    assert!(symbolizer.names(module, &placed, true).is_none(), "nobody waits");
+    assert!(symbolizer.wait(&Patience::of(Duration::from_secs(60))));
+    symbolizer.names(module, &placed, true).unwrap()
+}
+
+const PLAIN: &str = "int work(void) { return 7; }\nint main(void) { return work(); }";
+
+#[test]
+fn debug_information_that_takes_for_ever_costs_the_lines_of_its_file_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = compile(directory.path(), "gcc", PLAIN, &["-O0", "-g"]);
+    let start = address_of(&path, "work");
+    put_sections(&path, &crafted::many_units(20_000, 200_000));
+    let limits = Limits { question_cpu: Duration::from_millis(500), ..Limits::default() };
+    let mut symbolizer = Symbolizer::new(limits);
+    let begun = std::time::Instant::now();
+    let frames = names_at(&mut symbolizer, &module(&path), start);
+    assert_eq!((frames[0].function.as_deref(), frames[0].line), (Some("work"), None), "{frames:?}");
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    let said = symbolizer.messages().join("\n");
+    assert!(said.contains("takes too long") || said.contains("take too long"), "{said}");
+    // Others are named as ever.
+    let other = tempfile::tempdir().unwrap();
+    let path = compile(other.path(), "gcc", PLAIN, &["-O0", "-g"]);
+    let frames = names_at(&mut symbolizer, &module(&path), start);
+    assert_eq!((frames[0].function.as_deref(), frames[0].line), (Some("work"), Some(1)));
+}
+
+#[test]
+fn debug_information_that_makes_its_reader_panic_costs_the_lines_of_its_file_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = compile(directory.path(), "gcc", PLAIN, &["-O0", "-g", "-gdwarf-4"]);
+    let start = address_of(&path, "work");
+    put_sections(&path, &crafted::file_that_is_not_there(start, 16));
+    let mut finder = Finder::new(Limits::default());
+    let frames = finder.resolve(&module(&path), start, true);
+    assert_eq!((frames[0].function.as_deref(), frames[0].line), (Some("work"), None), "{frames:?}");
+    let said = finder.messages().join("\n");
+    assert!(said.contains("debug information cannot be read"), "{said}");
+    let frames = names_at(&mut Symbolizer::new(Limits::default()), &module(&path), start);
+    assert_eq!(frames[0].function.as_deref(), Some("work"));
 }

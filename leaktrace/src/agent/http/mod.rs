@@ -13,7 +13,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use axum::Router;
+use axum::{
+    Router,
+    http::{Response, header},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -21,18 +24,25 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::{Semaphore, oneshot},
+    sync::oneshot,
 };
 
 pub mod auth;
+mod deadline;
+pub mod host;
+mod peers;
 pub mod problem;
 pub mod query;
 pub mod routes;
 pub mod stream;
 
+use deadline::{Deadline, WRITE_TIMEOUT};
+use peers::{Peer, Peers};
+
 use super::service::{
     config::{Http, Listen},
     state::Shared,
+    values::Count,
 };
 use crate::model::service::Work;
 
@@ -45,7 +55,7 @@ const MAX_HEAD_BYTES: usize = 32 << 10;
 #[derive(Debug)]
 pub struct Listener {
     socket: Socket,
-    max_connections: usize,
+    peers: Arc<Peers>,
 }
 
 #[derive(Debug)]
@@ -107,8 +117,9 @@ pub fn listen(http: &Http) -> Result<Option<Listener>> {
             "http.listen is reachable from other hosts: everyone there can read names of programs and functions"
         );
     }
-    let max_connections = usize::try_from(http.max_connections.0).unwrap_or(usize::MAX);
-    Ok(Some(Listener { socket, max_connections }))
+    let number = |count: Count| usize::try_from(count.0).unwrap_or(usize::MAX);
+    let peers = Peers::new(number(http.max_connections), number(http.max_connections_per_peer));
+    Ok(Some(Listener { socket, peers }))
 }
 
 /// A socket that nobody answers on is left over and replaced; any other file stays.
@@ -172,23 +183,26 @@ impl Listener {
     }
 
     async fn serve(self, router: Router, shared: &Shared) -> io::Result<()> {
-        let permits = Arc::new(Semaphore::new(self.max_connections));
+        let peers = self.peers;
         match self.socket {
             Socket::Tcp(listener) => {
                 let listener = TcpListener::from_std(listener)?;
                 loop {
-                    let accepted = listener.accept().await.map(|(stream, _)| {
+                    let accepted = listener.accept().await.map(|(stream, address)| {
                         let _ = stream.set_nodelay(true);
-                        stream
+                        (stream, Peer::at(address.ip()))
                     });
-                    connected(accepted, &router, &permits, shared).await;
+                    connected(accepted, &router, &peers, shared).await;
                 }
             }
             Socket::Unix(listener, _file) => {
                 let listener = UnixListener::from_std(listener)?;
                 loop {
-                    let accepted = listener.accept().await.map(|(stream, _)| stream);
-                    connected(accepted, &router, &permits, shared).await;
+                    let accepted = listener.accept().await.map(|(stream, _)| {
+                        let user = stream.peer_cred().map_or(u32::MAX, |peer| peer.uid());
+                        (stream, Peer::User(user))
+                    });
+                    connected(accepted, &router, &peers, shared).await;
                 }
             }
         }
@@ -197,13 +211,13 @@ impl Listener {
 
 /// Serves a connection in a task of its own, where there is room for one.
 async fn connected<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
-    accepted: io::Result<S>,
+    accepted: io::Result<(S, Peer)>,
     router: &Router,
-    permits: &Arc<Semaphore>,
+    peers: &Arc<Peers>,
     shared: &Shared,
 ) {
-    let stream = match accepted {
-        Ok(stream) => stream,
+    let (stream, peer) = match accepted {
+        Ok(accepted) => accepted,
         Err(error) => {
             // No descriptors are left, mostly: more attempts at once would only burn the CPU.
             tracing::warn!(%error, "a connection was not accepted");
@@ -211,12 +225,23 @@ async fn connected<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             return;
         }
     };
-    let Ok(permit) = Arc::clone(permits).try_acquire_owned() else {
+    let Some((place, made_room)) = peers.enter(peer) else {
         shared.counts.add(Work::HttpConnectionsRefused);
         return;
     };
-    let service = TowerToHyperService::new(router.clone());
-    tokio::spawn(async move {
+    if made_room {
+        shared.counts.add(Work::HttpConnectionsRefused);
+    }
+    let (number, seen) = (place.number(), Arc::clone(&place.seen));
+    let router = router.clone().layer(axum::middleware::map_response(move |response: Response<_>| {
+        if response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "text/event-stream") {
+            seen.is_stream();
+        }
+        std::future::ready(response)
+    }));
+    let service = TowerToHyperService::new(router);
+    let stream = Deadline::new(stream, Arc::clone(&place.seen), WRITE_TIMEOUT);
+    let task = tokio::spawn(async move {
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
@@ -225,6 +250,7 @@ async fn connected<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         if let Err(error) = connection.await {
             tracing::debug!(%error, "a connection ended early");
         }
-        drop(permit);
+        drop(place);
     });
+    peers.serves(number, task.abort_handle());
 }

@@ -20,13 +20,20 @@ use tokio::{
 };
 
 use super::{
-    auth,
+    auth, host,
     problem::Problem,
     query::{self, Checked, CompareQuery, HeapQuery, HistoryQuery, LeaksQuery, Nothing, StreamQuery},
     stream,
 };
 use crate::{
-    agent::service::state::{Command, Shared},
+    agent::{
+        clock,
+        service::{
+            config::Listen,
+            state::{Command, Shared},
+        },
+        tracer::host_name,
+    },
     export::{api, diff as diff_json, metrics, pprof},
     model::{
         diff::diff,
@@ -51,6 +58,7 @@ struct App {
     requests: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     whole: Arc<Mutex<Option<Made>>>,
+    host_name: Arc<str>,
 }
 
 /// All routes.
@@ -62,6 +70,7 @@ pub fn router(shared: Arc<Shared>) -> Router {
         requests: permits(http.max_concurrent.0),
         streams: permits(http.max_streams.0),
         whole: Arc::default(),
+        host_name: host_name().into(),
         shared: Arc::clone(&shared),
     };
     let max_request = usize::try_from(http.max_request.0).unwrap_or(usize::MAX);
@@ -95,7 +104,16 @@ async fn guard(State(app): State<App>, request: Request, next: Next) -> Response
     app.shared.counts.add(Work::HttpRequests);
     let length =
         request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    let mut response = if length.is_some_and(|length: u64| length > config.http.max_request.0) {
+    let asked_for = match &config.http.listen {
+        // No browser comes by a socket file.
+        Listen::Unix(_) => Ok(()),
+        Listen::Tcp(_) => {
+            host::demand(request.uri(), request.headers(), &config.http.allowed_hosts, &app.host_name)
+        }
+    };
+    let mut response = if let Err(problem) = asked_for {
+        problem.into_response()
+    } else if length.is_some_and(|length: u64| length > config.http.max_request.0) {
         Problem::new(413, format!("at most {} bytes", config.http.max_request.0)).into_response()
     } else {
         match app.requests.try_acquire() {
@@ -141,7 +159,7 @@ async fn aside(
 }
 
 async fn health(State(app): State<App>, _: Checked<Nothing>) -> Response {
-    json(api::health(&app.shared.view()))
+    json(api::health(&app.shared.view(), clock::wall_ns()))
 }
 
 async fn stats(State(app): State<App>, _: Checked<Nothing>) -> Response {

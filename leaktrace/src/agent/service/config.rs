@@ -1,7 +1,7 @@
 //! The service's configuration: a TOML file, checked as a whole before anything of it is used. Every key has a
 //! default; `packaging/leaktrace.toml` documents them all, and a test holds the two together. What a section holds, what
 //! its defaults are and what of it cannot be is in a file of its own.
-use std::{fmt, fs, io, path::Path};
+use std::{fmt, fs, io, os::unix::fs::MetadataExt as _, path::Path};
 
 use serde::Deserialize;
 
@@ -69,11 +69,15 @@ impl Config {
         let shown = path.display();
         let text = read_text(path).map_err(|error| ConfigError(format!("cannot read {shown}: {error}")))?;
         let mut config = Config::parse(&text).map_err(|error| ConfigError(format!("{shown}{}", error.0)))?;
+        if config.http.token.is_some() {
+            warn_of_readers(path);
+        }
         if let Some(file) = &config.http.token_file {
             let token = read_text(file).map_err(|error| {
                 ConfigError(format!("{shown}: http.token_file: cannot read {}: {error}", file.display()))
             })?;
             config.http.token = Some(token.trim().to_owned());
+            warn_of_readers(file);
         }
         config.check().map_err(|error| ConfigError(format!("{shown}: {error}")))?;
         Ok(config)
@@ -113,6 +117,17 @@ impl Config {
 
 fn demand(holds: bool, otherwise: &str) -> Result<(), String> {
     if holds { Ok(()) } else { Err(otherwise.to_owned()) }
+}
+
+/// A token that others can read opens to them what it guards.
+fn warn_of_readers(file: &Path) {
+    if fs::metadata(file).is_ok_and(|metadata| is_open_to_others(metadata.mode(), metadata.gid())) {
+        tracing::warn!("others can read the token for HTTP: chmod 600 {}", file.display());
+    }
+}
+
+fn is_open_to_others(mode: u32, group: u32) -> bool {
+    mode & 0o007 != 0 || (mode & 0o070 != 0 && group != 0)
 }
 
 fn read_text(path: &Path) -> io::Result<String> {

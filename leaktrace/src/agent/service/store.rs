@@ -1,14 +1,20 @@
 //! The folder of snapshot files: names, list, retention. A file's name says when it was taken and why; whole files
 //! are `export::file`'s work.
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
 use super::config::Keep;
 use crate::{
-    export::{file, pprof},
+    discover::open::{Found, Way},
+    export::{
+        file::{self, MAX_BYTES as MAX_FILE_BYTES},
+        pprof,
+    },
     model::{service::SnapshotFile, snapshot::Snapshot},
 };
 
@@ -87,9 +93,42 @@ impl Store {
     /// # Errors
     /// When it cannot be made.
     pub fn open(folder: &Path) -> io::Result<Store> {
-        fs::create_dir_all(folder)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         file::remove_unfinished(folder);
-        Ok(Store { folder: folder.to_path_buf() })
+        let store = Store { folder: folder.to_path_buf() };
+        let mode = fs::metadata(folder)?.mode();
+        if mode & 0o022 != 0 {
+            tracing::warn!(
+                folder = %folder.display(),
+                "others can write to the folder of snapshots: chmod 700 it; what is not the agent's own is left alone there"
+            );
+        }
+        store.close_to_others()?;
+        Ok(store)
+    }
+
+    /// Earlier files could be read by everybody where the folder could.
+    fn close_to_others(&self) -> io::Result<()> {
+        for file in self.list()? {
+            let Some(found) = self.find(&file.id)? else { continue };
+            if found.metadata().mode() & 0o077 != 0 {
+                let file = found.open(MAX_FILE_BYTES)?;
+                file.set_permissions(fs::Permissions::from_mode(0o600))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A file of this id that is the agent's own: no link, in one place only.
+    fn find(&self, id: &str) -> io::Result<Option<Found>> {
+        let name = format!("{PREFIX}{id}{SUFFIX}");
+        match Found::beneath(&fs::File::open(&self.folder)?, name.as_bytes(), Way::Plain) {
+            Ok(found) => Ok(Some(found).filter(|found| is_own(found.metadata()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            // A link, or something that is mounted there.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::EXDEV)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The folder.
@@ -104,7 +143,7 @@ impl Store {
     pub fn write(&self, snapshot: &Snapshot, reason: Reason) -> io::Result<SnapshotFile> {
         let bytes = pprof::write(snapshot);
         let id = self.free_id(snapshot.time, reason)?;
-        file::write_whole(&self.path(&id), &bytes)?;
+        file::write_private(&self.path(&id), &bytes)?;
         Ok(SnapshotFile {
             id,
             reason: reason.name(),
@@ -118,8 +157,11 @@ impl Store {
         let stem = format!("{}-{}", crate::model::units::file_time(time), reason.name());
         for number in 0..1000_u32 {
             let id = if number == 0 { stem.clone() } else { format!("{stem}-{number}") };
-            if !self.path(&id).try_exists()? {
-                return Ok(id);
+            // Also where a link leads nowhere.
+            match fs::symlink_metadata(self.path(&id)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(id),
+                Err(error) => return Err(error),
+                Ok(_) => {}
             }
         }
         Err(io::Error::other("a thousand snapshots within one second"))
@@ -151,11 +193,13 @@ impl Store {
         if !is_id(id) {
             return Ok(None);
         }
-        match file::read_bounded(&self.path(id)) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+        let Some(found) = self.find(id)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        found.open(MAX_FILE_BYTES)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > MAX_FILE_BYTES {
+            return Err(io::Error::from(io::ErrorKind::FileTooLarge));
         }
+        Ok(Some(bytes))
     }
 
     /// Removes what is too many, too old or too large; the newest file stays. Returns how many went.
@@ -194,7 +238,7 @@ fn of_entry(entry: &fs::DirEntry) -> Option<SnapshotFile> {
     let name = entry.file_name();
     let id = name.to_str()?.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?;
     let metadata = entry.metadata().ok()?;
-    if !is_id(id) || !metadata.is_file() {
+    if !is_id(id) || !is_own(&metadata) {
         return None;
     }
     let word = id.split('-').nth(1).unwrap_or_default();
@@ -205,6 +249,13 @@ fn of_entry(entry: &fs::DirEntry) -> Option<SnapshotFile> {
         size_bytes: metadata.len(),
         modified: metadata.modified().ok()?,
     })
+}
+
+/// Whether a file is one that the agent wrote: regular, its user's, and under no second name.
+fn is_own(metadata: &fs::Metadata) -> bool {
+    // SAFETY: no memory.
+    let own = unsafe { libc::geteuid() };
+    metadata.is_file() && metadata.uid() == own && metadata.nlink() == 1
 }
 
 /// Whether a text from outside can name a file of ours, and nothing else.
@@ -267,5 +318,43 @@ mod tests {
         for id in ["../../etc/passwd", "", "a/b", "a.b", "%2e%2e", "é", "\0"] {
             assert_eq!(store.read(id).unwrap(), None, "{id}");
         }
+    }
+
+    #[test]
+    fn links_pipes_and_files_of_others_are_neither_listed_nor_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("made")).unwrap();
+        let of = |number: u32| format!("20251120T12000{number}Z-cron");
+        let path = |number: u32| store.path(&of(number));
+        std::os::unix::fs::symlink("/etc/passwd", path(0)).unwrap();
+        std::os::unix::fs::symlink("/nowhere", path(1)).unwrap();
+        let name = std::ffi::CString::new(path(2).to_str().unwrap()).unwrap();
+        // SAFETY: a NUL-terminated string.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        fs::write(folder.path().join("secret"), "mine").unwrap();
+        fs::hard_link(folder.path().join("secret"), path(3)).unwrap();
+        fs::create_dir(path(4)).unwrap();
+        for number in 0..5 {
+            assert_eq!(store.read(&of(number)).unwrap(), None, "{number}");
+        }
+        assert!(store.list().unwrap().is_empty());
+        let again = Store::open(store.folder()).unwrap();
+        assert!(again.list().unwrap().is_empty());
+        // A new file does not take the place of what a link leads to.
+        let time = 1_763_640_001_000_000_000;
+        let written = store.write(&Snapshot { time, ..Snapshot::default() }, Reason::Cron).unwrap();
+        assert_eq!(written.id, "20251120T120001Z-cron-1");
+    }
+
+    #[test]
+    fn folder_and_files_are_for_nobody_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("made")).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        let written = store.write(&Snapshot::default(), Reason::Cron).unwrap();
+        assert_eq!((mode(store.folder()), mode(&store.path(&written.id))), (0o700, 0o600));
+        fs::set_permissions(store.path(&written.id), fs::Permissions::from_mode(0o644)).unwrap();
+        Store::open(store.folder()).unwrap();
+        assert_eq!(mode(&store.path(&written.id)), 0o600, "one of an earlier version");
     }
 }

@@ -212,6 +212,7 @@ impl Service {
             number: self.number,
             started: self.started,
             snapshot: Arc::clone(&self.snapshot),
+            period_ns: u64::try_from(self.period().as_nanos()).unwrap_or(u64::MAX),
             ended: self.ended.iter().cloned().collect(),
             limits: self.limits.clone(),
             growth,

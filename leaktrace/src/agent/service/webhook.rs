@@ -132,14 +132,24 @@ fn pause(attempts: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(LONGEST_PAUSE)
 }
 
-fn post(url: &str, timeout: Duration, message: &str) -> Result<(), ureq::Error> {
-    let config = ureq::Agent::config_builder().timeout_global(Some(timeout)).max_redirects(0).build();
-    ureq::Agent::new_with_config(config)
+/// Only an answer that says so is a delivery: one that leads elsewhere (3xx) would lose the alert.
+fn post(url: &str, timeout: Duration, message: &str) -> Result<(), String> {
+    let config = ureq::Agent::config_builder()
+        .timeout_global(Some(timeout))
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .build();
+    let answer = ureq::Agent::new_with_config(config)
         .post(url)
         .header("content-type", "application/json")
         .header("user-agent", concat!("leaktrace/", env!("CARGO_PKG_VERSION")))
         .send(message)
-        .map(drop)
+        .map_err(|error| error.to_string())?;
+    match answer.status().as_u16() {
+        200..=299 => Ok(()),
+        code @ 300..=399 => Err(format!("it answers {code}: set alerts.webhook to where it leads")),
+        code => Err(format!("it answers {code}")),
+    }
 }
 
 #[cfg(test)]
@@ -184,16 +194,16 @@ mod tests {
 
     #[test]
     fn an_alert_that_is_refused_is_sent_again_until_it_is_taken() {
-        let (url, bodies) = server(&[500, 200, 200]);
+        let (url, bodies) = server(&[500, 307, 200, 200]);
         let counts = Arc::new(Counts::default());
         let settings = Alerts { webhook: Some(url), ..Alerts::default() };
         let webhook = Webhook::start(&settings, Arc::clone(&counts)).unwrap();
         webhook.send("one".to_owned());
         webhook.send("two".to_owned());
         let patience = Duration::from_secs(30);
-        let heard: Vec<String> = (0..3).map(|_| bodies.recv_timeout(patience).unwrap()).collect();
-        assert_eq!(heard, ["one", "one", "two"]);
-        assert_eq!(counts.of(Work::WebhookAttemptsFailed), 1);
+        let heard: Vec<String> = (0..4).map(|_| bodies.recv_timeout(patience).unwrap()).collect();
+        assert_eq!(heard, ["one", "one", "one", "two"]);
+        assert_eq!(counts.of(Work::WebhookAttemptsFailed), 2);
     }
 
     #[test]

@@ -62,7 +62,7 @@ impl Tracer {
         self.keep_bigger();
         self.look_again();
         self.finish_copies();
-        self.naming.name_some(NAMED_AT_A_TIME, &self.stacks, &mut self.symbolizer);
+        self.naming.name_some(NAMED_AT_A_TIME, &mut self.stacks, &mut self.symbolizer);
         self.drain_calls();
         self.drop_refused();
         self.settle();

@@ -119,6 +119,6 @@ impl Tracer {
 
     /// Whether names are worth finding now: then there is work without news from the kernel.
     pub fn has_work(&self) -> bool {
-        self.naming.has_work()
+        self.naming.has_work(&self.symbolizer)
     }
 }

@@ -1,15 +1,24 @@
 //! Snapshots: what all targets hold, read at one time, and what is said of tracing itself.
+use std::time::Duration;
+
 use leaktrace_common::{counter::Counter, heap::SiteTotals};
 
 use super::{BATCH, Tracer, clock, govern, host_name};
 use crate::{
     agent::{
+        interrupts,
         target::{Recording, Tracked},
         view,
     },
     drain::{maps::Tally, sideband::Sideband},
     model::snapshot::{Mode, Snapshot, TargetView, WallNs},
+    symbolize::{DebuginfodOptions, Patience},
 };
+
+/// How long a summary waits for names that are not there yet.
+const NAME_PATIENCE: Duration = Duration::from_secs(3);
+/// How long the last one does.
+const LAST_NAME_PATIENCE: Duration = Duration::from_secs(20);
 
 /// The last summary of a host on which nothing can be traced.
 pub fn nothing() -> Snapshot {
@@ -31,6 +40,7 @@ impl Tracer {
 
     /// Everything that is known now; processes that ended since the last snapshot are in it and then gone.
     pub fn snapshot(&mut self, last: bool) -> Snapshot {
+        self.naming.be_patient(self.patience(last));
         self.drain();
         self.make_up_for_losses();
         self.bury();
@@ -117,6 +127,18 @@ impl Tracer {
         self.last_time
     }
 
+    /// How long a summary waits for names: tracing stands still meanwhile, unless it has come to its end.
+    fn patience(&self, last: bool) -> Patience {
+        let servers = &self.options.debuginfod_urls;
+        let time = match last {
+            false => NAME_PATIENCE,
+            true if servers.is_empty() => LAST_NAME_PATIENCE,
+            true => LAST_NAME_PATIENCE.max(DebuginfodOptions::default().total_patience),
+        };
+        interrupts::mark();
+        Patience { is_over: interrupts::since_mark, is_told: last, ..Patience::of(time) }
+    }
+
     pub(super) fn current_notes<'a>(&self, targets: impl Iterator<Item = &'a Tracked>) -> Vec<String> {
         let mut notes = self.notes.clone();
         for target in targets {
@@ -143,7 +165,9 @@ impl Tracer {
         notes
     }
 
+    /// The view of one that has ended: what it has no names for by then is without names for ever.
     pub(super) fn view_of(&mut self, target: &mut Tracked) -> TargetView {
+        self.naming.be_patient(self.patience(self.targets.is_empty()));
         let tally = self.maps.tally(target.pid());
         let heap = view::heap_of(target.image, &self.maps).unwrap_or_default();
         self.view_with(target, Some(heap), &tally)

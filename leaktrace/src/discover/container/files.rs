@@ -2,11 +2,12 @@
 use std::{
     fs::{self, File},
     io::Read as _,
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
 use super::{
+    super::open::{Found, Way, read_only},
     cgroup::{Place, Runtime},
     names::{self, Names},
 };
@@ -20,23 +21,23 @@ const MAX_ENTRIES: usize = 64;
 
 /// What the files tell.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(super) struct Told {
     /// Whose files they are.
     pub(super) runtime: Option<Runtime>,
     /// What they tell.
     pub(super) names: Names,
 }
 
-impl Found {
-    fn of(runtime: Runtime, names: Option<Names>) -> Option<Found> {
-        names.map(|names| Found { runtime: Some(runtime), names })
+impl Told {
+    fn of(runtime: Runtime, names: Option<Names>) -> Option<Told> {
+        names.map(|names| Told { runtime: Some(runtime), names })
     }
 }
 
 /// Looks in the places that the runtime of the container uses; where that is not known, in all.
-pub(super) fn look_up(place: &Place) -> Found {
+pub(super) fn look_up(place: &Place) -> Told {
     if !super::cgroup::is_name(&place.id) {
-        return Found::default();
+        return Told::default();
     }
     let is = |runtime: Runtime| place.runtime == runtime || place.runtime == Runtime::Unknown;
     for root in roots() {
@@ -49,7 +50,7 @@ pub(super) fn look_up(place: &Place) -> Found {
             return found;
         }
     }
-    Found::default()
+    Told::default()
 }
 
 /// Whether runc or crun has a container of this name.
@@ -72,35 +73,35 @@ pub(super) fn roots() -> Vec<PathBuf> {
     }
 }
 
-fn docker(root: &Path, id: &str) -> Option<Found> {
-    let path = root.join("var/lib/docker/containers").join(id).join("config.v2.json");
-    Found::of(Runtime::Docker, names::of_docker(&read(&path, MAX_FILE_BYTES)?))
+fn docker(root: &Path, id: &str) -> Option<Told> {
+    let path = Path::new("var/lib/docker/containers").join(id).join("config.v2.json");
+    Told::of(Runtime::Docker, names::of_docker(&read(root, &path, MAX_FILE_BYTES)?))
 }
 
-fn containerd(root: &Path, id: &str) -> Option<Found> {
-    let tasks = root.join("run/containerd/io.containerd.runtime.v2.task");
-    folders(&tasks).into_iter().find_map(|namespace| {
+fn containerd(root: &Path, id: &str) -> Option<Told> {
+    folders(root, "run/containerd/io.containerd.runtime.v2.task").into_iter().find_map(|namespace| {
         let path = namespace.join(id).join("config.json");
-        Found::of(Runtime::Containerd, names::of_bundle(&read(&path, MAX_FILE_BYTES)?))
+        Told::of(Runtime::Containerd, names::of_bundle(&read(root, &path, MAX_FILE_BYTES)?))
     })
 }
 
 /// containers/storage has a folder for each storage driver, `overlay-containers` and the like.
-fn storage(root: &Path, place: &Place) -> Option<Found> {
+fn storage(root: &Path, place: &Place) -> Option<Told> {
     let id = &place.id;
     let drivers: Vec<PathBuf> = ["var/lib/containers/storage", "run/containers/storage"]
         .iter()
-        .flat_map(|storage| folders(&root.join(storage)))
+        .flat_map(|storage| folders(root, storage))
         .filter(|folder| folder.to_string_lossy().ends_with("-containers"))
         .collect();
     let mut names = Names::default();
     for driver in &drivers {
         let annotations = driver.join(id).join("userdata/config.json");
-        let of_annotations = read(&annotations, MAX_FILE_BYTES).and_then(|json| names::of_bundle(&json));
+        let of_annotations =
+            read(root, &annotations, MAX_FILE_BYTES).and_then(|json| names::of_bundle(&json));
         names.fill_from(of_annotations.unwrap_or_default());
         for list in ["containers.json", "volatile-containers.json"] {
             let listed =
-                read(&driver.join(list), MAX_LIST_BYTES).and_then(|json| names::of_storage(&json, id));
+                read(root, &driver.join(list), MAX_LIST_BYTES).and_then(|json| names::of_storage(&json, id));
             names.fill_from(listed.unwrap_or_default());
         }
     }
@@ -110,10 +111,10 @@ fn storage(root: &Path, place: &Place) -> Option<Found> {
         Runtime::Podman
     };
     let runtime = if place.runtime == Runtime::Unknown { runtime } else { place.runtime };
-    (!names.is_empty()).then_some(Found { runtime: Some(runtime), names })
+    (!names.is_empty()).then_some(Told { runtime: Some(runtime), names })
 }
 
-fn runc(root: &Path, id: &str) -> Option<Found> {
+fn runc(root: &Path, id: &str) -> Option<Told> {
     let folders = [
         "run/runc",
         "run/containerd/runc/k8s.io",
@@ -121,28 +122,35 @@ fn runc(root: &Path, id: &str) -> Option<Found> {
         "run/docker/runtime-runc/moby",
     ];
     folders.iter().find_map(|folder| {
-        let path = root.join(folder).join(id).join("state.json");
-        Found::of(Runtime::Runc, names::of_runc_state(&read(&path, MAX_FILE_BYTES)?))
+        let path = Path::new(folder).join(id).join("state.json");
+        Told::of(Runtime::Runc, names::of_runc_state(&read(root, &path, MAX_FILE_BYTES)?))
     })
 }
 
-fn folders(path: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(path).into_iter().flatten().take(MAX_ENTRIES);
-    entries.filter_map(Result::ok).map(|entry| entry.path()).collect()
+/// What is in a folder beneath a root, by path from the root.
+fn folders(root: &Path, folder: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(root.join(folder)).into_iter().flatten().take(MAX_ENTRIES);
+    entries.filter_map(Result::ok).map(|entry| Path::new(folder).join(entry.file_name())).collect()
 }
 
-/// A file as text; none where it cannot be read or is too long.
+/// A file of the kernel's as text; none where it cannot be read or is too long.
 pub(super) fn read_text(path: &str, limit: u64) -> Option<String> {
-    Some(String::from_utf8_lossy(&read(Path::new(path), limit)?).into_owned())
+    Some(String::from_utf8_lossy(&read_all(read_only(path.as_ref()).ok()?, limit)?).into_owned())
 }
 
-/// A regular file; none where it cannot be read or is too long. What is put in its place may be anything: opening a
-/// pipe must not wait.
-fn read(path: &Path, limit: u64) -> Option<Vec<u8>> {
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path).ok()?;
-    let is_regular = file.metadata().ok()?.is_file();
+/// A regular file of root's, or of who runs leaktrace; none where it cannot be read or is too long. What is put in its
+/// place may be anything.
+fn read(root: &Path, path: &Path, limit: u64) -> Option<Vec<u8>> {
+    // SAFETY: no memory.
+    let own = unsafe { libc::geteuid() };
+    let found = Found::beneath(&File::open(root).ok()?, path.as_os_str().as_bytes(), Way::Links).ok()?;
+    let found = Some(found).filter(|found| found.is_of(own))?;
+    read_all(found.open(limit).ok()?, limit)
+}
+
+fn read_all(file: File, limit: u64) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).ok().filter(|_| is_regular)?;
+    file.take(limit + 1).read_to_end(&mut bytes).ok()?;
     (bytes.len() as u64 <= limit).then_some(bytes)
 }
 
@@ -153,11 +161,11 @@ mod tests {
     #[test]
     fn what_is_too_long_or_no_file_is_not_read() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a");
-        fs::write(&path, "12345").unwrap();
-        assert_eq!(read(&path, 5).unwrap(), b"12345");
-        assert_eq!(read(&path, 4), None);
-        assert_eq!(read(folder.path(), 5), None);
+        fs::write(folder.path().join("a"), "12345").unwrap();
+        let read = |path: &str, limit| read(folder.path(), Path::new(path), limit);
+        assert_eq!(read("a", 5).unwrap(), b"12345");
+        assert_eq!(read("a", 4), None);
+        assert_eq!(read(".", 5), None);
     }
 
     #[test]

@@ -136,6 +136,17 @@ impl Containers {
     }
 }
 
+/// Takes a text for `/proc/PID/cgroup`, for fuzzers.
+pub(crate) fn read_groups(text: &str) {
+    let _ = cgroup::container(&cgroup::parse(text), |name| name.len() % 2 == 0);
+}
+
+/// Takes bytes for each of the descriptions of containers, for fuzzers.
+pub(crate) fn read_descriptions(json: &[u8]) {
+    let _ = (names::of_docker(json), names::of_bundle(json), names::of_runc_state(json));
+    let _ = names::of_storage(json, "0");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

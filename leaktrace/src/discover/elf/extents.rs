@@ -8,6 +8,8 @@ const MAX_HEADER_BYTES: u64 = 64 << 20;
 /// The farthest that an FDE may lie behind its CIE.
 const MAX_WINDOW_BYTES: u64 = 64 << 20;
 const MAX_FDE_BYTES: u64 = 64 << 10;
+/// The longest CIE that is read: real ones have some 20 bytes.
+const MAX_CIE_BYTES: u64 = 4096;
 
 /// The sorted table: pairs of function start and FDE, both relative to the header's address.
 #[derive(Debug)]
@@ -38,12 +40,17 @@ impl ElfFile<'_> {
         let head = self.read_address(fde, 8)?;
         let length = u64::from(u32_at(&head, 0)?).checked_add(4).filter(|length| *length <= MAX_FDE_BYTES)?;
         let cie = fde.checked_add(4)?.checked_sub(u64::from(u32_at(&head, 4)?))?;
-        let back = fde.checked_sub(cie).filter(|back| *back <= MAX_WINDOW_BYTES)?;
-        let window = self.read_address(cie, back.checked_add(length)?)?;
-        let bases = BaseAddresses::default().set_eh_frame(cie);
+        fde.checked_sub(cie).filter(|back| *back <= MAX_WINDOW_BYTES)?;
+        let cie_bytes = u64::from(u32_at(&self.read_address(cie, 4)?, 0)?).checked_add(4)?;
+        let mut window = self.read_address(cie, Some(cie_bytes).filter(|bytes| *bytes <= MAX_CIE_BYTES)?)?;
+        // The two are brought together, so that what lies between them is not read; the FDE keeps its address.
+        let at = window.len();
+        let pointer = u32::try_from(at).ok()?.checked_add(4)?;
+        window.extend(self.read_address(fde, length)?);
+        window.get_mut(at.checked_add(4)?..at.checked_add(8)?)?.copy_from_slice(&pointer.to_le_bytes());
+        let bases = BaseAddresses::default().set_eh_frame(fde.checked_sub(at as u64)?);
         let frame = EhFrame::new(&window, LittleEndian);
-        let entry =
-            frame.fde_from_offset(&bases, EhFrameOffset(back as usize), EhFrame::cie_from_offset).ok()?;
+        let entry = frame.fde_from_offset(&bases, EhFrameOffset(at), EhFrame::cie_from_offset).ok()?;
         let start = entry.initial_address();
         Some(start..start.checked_add(entry.len())?)
     }

@@ -8,11 +8,20 @@ pub mod symbols;
 
 use super::object::{FileIdentity, ObjectFile};
 use format as elf;
-use std::{cell::OnceCell, fmt, io, ops::Range};
+use std::{
+    cell::{Cell, OnceCell},
+    fmt, io,
+    ops::Range,
+};
 
 const MAX_PROGRAM_HEADERS: u64 = 512;
 const MAX_SECTIONS: u64 = 65_536;
 const MAX_DYNAMIC_BYTES: u64 = 1 << 20;
+/// What reading one file may cost: bytes, with [`READ_COST`] for each read. The largest programs with full symbol tables
+/// take a quarter of it.
+const MAX_COST: u64 = 2 << 30;
+/// What a read costs besides its bytes, as bytes that are looked through in the same time.
+const READ_COST: u64 = 8 << 10;
 const MAX_NOTE_BYTES: u64 = 64 << 10;
 
 /// Why a file could not be used.
@@ -31,6 +40,8 @@ pub enum ElfError {
     },
     /// A table lies outside the file or is larger than the bound.
     Malformed(&'static str),
+    /// It is made so that looking through it takes too long.
+    TooDear,
 }
 
 impl fmt::Display for ElfError {
@@ -41,6 +52,7 @@ impl fmt::Display for ElfError {
             ElfError::Foreign { class, machine } => {
                 write!(out, "is built for another architecture (ELF class {class}, machine {machine})")
             }
+            ElfError::TooDear => write!(out, "takes too long to look through"),
             ElfError::Malformed(what) => write!(out, "has a malformed {what}"),
         }
     }
@@ -98,6 +110,8 @@ pub struct ElfFile<'f> {
     note: Vec<Range64>,
     sections_at: u64,
     sections: u64,
+    /// What reading has cost so far.
+    cost: Cell<u64>,
     relocations: OnceCell<Vec<relocations::Relocation>>,
     extents: OnceCell<Option<extents::FrameTable>>,
 }
@@ -142,6 +156,7 @@ impl<'f> ElfFile<'f> {
             note: Vec::new(),
             sections_at,
             sections: u64::from(sections).min(MAX_SECTIONS),
+            cost: Cell::new(0),
             relocations: OnceCell::new(),
             extents: OnceCell::new(),
         };
@@ -150,7 +165,7 @@ impl<'f> ElfFile<'f> {
     }
 
     fn read_program_headers(&mut self, at: u64, count: u64) -> Result<(), ElfError> {
-        let table = self.file.read_at(at, count * 56)?;
+        let table = self.read(at, count * 56)?;
         let mut dynamic = None;
         for header in table.chunks_exact(56) {
             let (Some(kind), Some(flags), Some(offset), Some(address), Some(file_bytes)) = (
@@ -183,7 +198,7 @@ impl<'f> ElfFile<'f> {
     }
 
     fn read_dynamic(&self, range: Range64) -> Result<Dynamic, ElfError> {
-        let table = self.file.read_at(range.start, range.bytes.min(MAX_DYNAMIC_BYTES))?;
+        let table = self.read(range.start, range.bytes.min(MAX_DYNAMIC_BYTES))?;
         let mut dynamic = Dynamic::default();
         for entry in table.chunks_exact(16) {
             let (Some(tag), Some(value)) = (u64_at(entry, 0), u64_at(entry, 8)) else { continue };
@@ -206,6 +221,22 @@ impl<'f> ElfFile<'f> {
         Ok(dynamic)
     }
 
+    /// A range of the file, fewer bytes at its end. All that is read of it comes by here, so that a file that leads from
+    /// one large read to the next comes to an end.
+    fn read(&self, offset: u64, length: u64) -> io::Result<Vec<u8>> {
+        let available = self.file.identity().size_bytes.saturating_sub(offset).min(length);
+        self.cost.set(self.cost.get().saturating_add(available).saturating_add(READ_COST));
+        if self.is_too_dear() {
+            return Err(io::Error::other("it takes too long to look through"));
+        }
+        self.file.read_at(offset, length)
+    }
+
+    /// Whether no more is read of it.
+    pub fn is_too_dear(&self) -> bool {
+        self.cost.get() > MAX_COST
+    }
+
     /// The file that this is read from.
     pub fn identity(&self) -> FileIdentity {
         self.file.identity()
@@ -226,7 +257,7 @@ impl<'f> ElfFile<'f> {
     /// The GNU build id.
     pub fn build_id(&self) -> Option<Vec<u8>> {
         self.note.iter().find_map(|range| {
-            let notes = self.file.read_at(range.start, range.bytes.min(MAX_NOTE_BYTES)).ok()?;
+            let notes = self.read(range.start, range.bytes.min(MAX_NOTE_BYTES)).ok()?;
             build_id_in(&notes)
         })
     }
@@ -254,7 +285,7 @@ impl<'f> ElfFile<'f> {
             .iter()
             .find(|segment| segment.executable && segment.offset_of(address).is_some())?;
         let left = segment.file_bytes - (address - segment.address);
-        let bytes = self.file.read_at(segment.offset_of(address)?, length.min(left)).ok()?;
+        let bytes = self.read(segment.offset_of(address)?, length.min(left)).ok()?;
         (!bytes.is_empty()).then_some(bytes)
     }
 
@@ -262,12 +293,12 @@ impl<'f> ElfFile<'f> {
     pub(in crate::discover) fn read_address(&self, address: u64, length: u64) -> Option<Vec<u8>> {
         let segment = self.segments.iter().find(|segment| segment.offset_of(address).is_some())?;
         let left = segment.file_bytes - (address - segment.address);
-        self.file.read_at(segment.offset_of(address)?, length.min(left)).ok()
+        self.read(segment.offset_of(address)?, length.min(left)).ok()
     }
 
     /// File range and linked section of the first section of a type.
     fn section(&self, wanted: u32) -> Option<(Range<u64>, u64)> {
-        let table = self.file.read_at(self.sections_at, self.sections * 64).ok()?;
+        let table = self.read(self.sections_at, self.sections * 64).ok()?;
         let header = table.chunks_exact(64).find(|header| u32_at(header, 4) == Some(wanted))?;
         let link = u64::from(u32_at(header, 40)?);
         section_range(header).map(|range| (range, link))
@@ -275,7 +306,7 @@ impl<'f> ElfFile<'f> {
 
     fn section_at(&self, index: u64) -> Option<Range<u64>> {
         let at = (index < self.sections).then(|| self.sections_at.checked_add(index * 64)).flatten()?;
-        section_range(&self.file.read_at(at, 64).ok()?)
+        section_range(&self.read(at, 64).ok()?)
     }
 }
 

@@ -34,7 +34,7 @@ impl ElfFile<'_> {
                 self.read_relocations(dynamic.plt_relocations, &mut all);
                 self.read_relocations(dynamic.relocations, &mut all);
             } else if let Some((range, _)) = self.section(elf::SHT_RELA) {
-                let bytes = self.file.read_at(range.start, (range.end - range.start).min(MAX_TABLE_BYTES));
+                let bytes = self.read(range.start, (range.end - range.start).min(MAX_TABLE_BYTES));
                 decode(&bytes.unwrap_or_default(), &mut all);
             }
             all.sort_unstable_by_key(|relocation| relocation.slot);

@@ -71,7 +71,9 @@ impl NameSet {
     /// The names that the string ending at the end of `text` ends with, and where each starts. Linkers let a
     /// name share the tail of a longer one, so a name may start inside another string.
     fn endings<'s>(&'s self, text: &'s [u8]) -> impl Iterator<Item = (usize, usize)> + 's {
-        let candidates = text.last_chunk::<2>().and_then(|tail| self.by_tail.get(tail));
+        // Names are not empty, and a table may be all zeros.
+        let tail = text.last_chunk::<2>().filter(|[_, last]| *last != 0);
+        let candidates = tail.and_then(|tail| self.by_tail.get(tail));
         candidates.into_iter().flatten().filter_map(|index| {
             let name = self.names.get(*index)?;
             text.ends_with(name).then(|| (*index, text.len() - name.len()))
@@ -133,8 +135,7 @@ impl ElfFile<'_> {
     ) -> Result<(), ElfError> {
         let mut at = symbols.start;
         while at < symbols.end {
-            let chunk =
-                self.file.read_at(at, (symbols.end - at).min(CHUNK_BYTES / ENTRY_BYTES * ENTRY_BYTES))?;
+            let chunk = self.read(at, (symbols.end - at).min(CHUNK_BYTES / ENTRY_BYTES * ENTRY_BYTES))?;
             chunk.chunks_exact(ENTRY_BYTES as usize).try_for_each(&mut take)?;
             if chunk.len() < ENTRY_BYTES as usize {
                 break;
@@ -179,7 +180,7 @@ impl ElfFile<'_> {
         let keep = names.longest as u64 + 1;
         let mut at = strings.start;
         while at < strings.end {
-            let chunk = self.file.read_at(at, (strings.end - at).min(CHUNK_BYTES))?;
+            let chunk = self.read(at, (strings.end - at).min(CHUNK_BYTES))?;
             let base = at - strings.start;
             for end in memchr::memchr_iter(0, &chunk) {
                 for (index, start) in names.endings(chunk.get(..end).unwrap_or(&[])) {

@@ -142,6 +142,22 @@ fn ids_are_unique_and_everything_that_is_referred_to_is_there() {
     assert_eq!(read(&write(&snapshot)).unwrap(), snapshot);
 }
 
+/// The seeds of the fuzzer: `LEAKTRACE_WRITE_SEEDS` writes them.
+#[test]
+fn seeds_of_the_fuzzer() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/snapshot");
+    let snapshot = of(vec![site("a", main_and_library())]);
+    let packed = write(&snapshot);
+    let mut plain = Vec::new();
+    flate2::read::GzDecoder::new(packed.as_slice()).read_to_end(&mut plain).unwrap();
+    for (name, seed) in [("packed", packed), ("plain", plain)] {
+        if std::env::var_os("LEAKTRACE_WRITE_SEEDS").is_some() {
+            std::fs::write(folder.join(name), &seed).unwrap();
+        }
+        assert_eq!(read(&std::fs::read(folder.join(name)).unwrap()).unwrap(), snapshot, "{name}");
+    }
+}
+
 #[test]
 fn an_unpacked_file_is_read_too() {
     let snapshot = of(vec![site("a", main_and_library())]);

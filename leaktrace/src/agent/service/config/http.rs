@@ -31,6 +31,10 @@ pub struct Http {
     pub max_concurrent: Count,
     /// Connections at once.
     pub max_connections: Count,
+    /// Connections of one address, or of one user by a socket file.
+    pub max_connections_per_peer: Count,
+    /// Names that requests may ask for, besides addresses, `localhost` and this host's own name; `*`: any.
+    pub allowed_hosts: Vec<String>,
     /// Event streams at once.
     pub max_streams: Count,
     /// Sites of each target in `/metrics`; the others are summed.
@@ -48,6 +52,8 @@ impl Default for Http {
             timeout: Span::seconds(10),
             max_concurrent: Count(32),
             max_connections: Count(256),
+            max_connections_per_peer: Count(128),
+            allowed_hosts: Vec::new(),
             max_streams: Count(16),
             metrics_sites: Count(10),
         }
@@ -113,6 +119,7 @@ impl Http {
         for (name, count) in [
             ("max_concurrent", self.max_concurrent),
             ("max_connections", self.max_connections),
+            ("max_connections_per_peer", self.max_connections_per_peer),
             ("max_streams", self.max_streams),
         ] {
             demand((1..=100_000).contains(&count.0), &format!("http.{name}: from 1 to 100000"))?;

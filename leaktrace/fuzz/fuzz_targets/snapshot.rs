@@ -1,0 +1,4 @@
+//! `leaktrace::foreign::snapshot` on arbitrary bytes. The seeds in `corpus/` are small.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| leaktrace::foreign::snapshot(bytes));

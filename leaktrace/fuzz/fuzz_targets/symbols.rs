@@ -1,0 +1,4 @@
+//! `leaktrace::foreign::symbols` on arbitrary bytes. The seeds in `corpus/` are small.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| leaktrace::foreign::symbols(bytes));

@@ -27,9 +27,14 @@ pub(crate) enum Part {
     Survival,
     /// The service for half an hour.
     Service,
+    /// Every parser of foreign bytes for ten minutes each.
+    Fuzz,
 }
 
-const ALL: [Part; 5] = [Part::Build, Part::Kernels, Part::Soak, Part::Survival, Part::Service];
+const ALL: [Part; 6] = [Part::Build, Part::Kernels, Part::Soak, Part::Survival, Part::Service, Part::Fuzz];
+
+/// For each target.
+const FUZZ_SECONDS: u64 = 600;
 
 /// What came of one part.
 struct Line {
@@ -70,6 +75,7 @@ fn name(part: Part) -> &'static str {
         Part::Soak => "soak on kernels",
         Part::Survival => "survival",
         Part::Service => "soak of the service",
+        Part::Fuzz => "fuzz",
     }
 }
 
@@ -80,6 +86,7 @@ fn check(part: Part, soak_minutes: u64) -> Tally {
         Part::Soak => test::on_kernels(Extent::Soak(Duration::from_secs(soak_minutes * 60))),
         Part::Survival => end_to_end("survival", ("LEAKTRACE_CYCLES", "1000")),
         Part::Service => end_to_end("soak", ("LEAKTRACE_SOAK", "1800")),
+        Part::Fuzz => test::fuzzed(FUZZ_SECONDS),
     }
 }
 

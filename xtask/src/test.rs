@@ -102,7 +102,7 @@ fn check(part: Part, filter: Option<&str>) -> Tally {
         Part::Format => format(),
         Part::Clippy => Tally::of("clippy", clippy()),
         Part::Unit => counted("unit", command::cargo(&["test", "--workspace", "--no-fail-fast"])),
-        Part::Fuzz => fuzzed(),
+        Part::Fuzz => fuzzed(fuzz::SECONDS),
         Part::Build => Tally::of("release build", command::run(&mut command::cargo(&["build", "--release"]))),
         Part::E2e => end_to_end(filter),
         Part::Kernels => on_kernels(kernels::Extent::Short),
@@ -126,11 +126,11 @@ pub(crate) fn on_kernels(extent: kernels::Extent) -> Tally {
 }
 
 /// Each target counts as one test.
-fn fuzzed() -> Tally {
+pub(crate) fn fuzzed(seconds: u64) -> Tally {
     let mut tally = Tally::default();
     match fuzz::targets() {
         Ok(targets) => targets.iter().for_each(|target| {
-            tally.add(&Tally::of(&format!("fuzzing {target}"), fuzz::one(target, fuzz::SECONDS)));
+            tally.add(&Tally::of(&format!("fuzzing {target}"), fuzz::one(target, seconds)));
         }),
         Err(error) => tally.add(&Tally::of("fuzz targets", Err(error))),
     }

@@ -222,7 +222,11 @@ pub fn name(pid: u32) -> String {
 
 /// Takes a text for each of the texts that are read here, for fuzzers.
 pub(crate) fn read_texts(text: &[u8]) {
-    let _ = (heap_bytes_in(text, &[]), parse_stat(text).map(|stat| stat.has_ended()), join_words(text));
+    let _ = (
+        heap_bytes_in(text, &[0x7ffc_0000_1000]),
+        parse_stat(text).map(|stat| stat.has_ended()),
+        join_words(text),
+    );
     for name in ["Tgid:", "Uid:", "Seccomp:", "NSpid:", "VmRSS:"] {
         let _ = status_words(text, name);
     }

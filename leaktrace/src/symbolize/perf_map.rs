@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::discover::open::{Found, Way};
+use crate::discover::{
+    open::{Found, Way},
+    process,
+};
 
 /// Larger maps are not opened.
 const MAX_FILE_BYTES: u64 = 4 << 30;
@@ -116,7 +119,7 @@ impl PerfMap {
 /// to the process's user or to root: anyone can write to /tmp.
 fn open(pid: u32) -> io::Result<File> {
     let user = fs::metadata(format!("/proc/{pid}"))?.uid();
-    let root = File::open(format!("/proc/{pid}/root"))?;
+    let root = File::open(format!("/proc/{}/root", process::shown_as(pid)))?;
     let folder = Found::beneath(&root, b"tmp", Way::Links)?.into_directory()?;
     let name = format!("perf-{}.map", pid_inside(pid)?);
     let found = Found::beneath(&folder, name.as_bytes(), Way::Plain)?;

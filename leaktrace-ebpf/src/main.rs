@@ -18,6 +18,7 @@ mod maps;
 mod orders;
 mod own_stack;
 mod parked;
+mod preemption;
 mod probes;
 mod registers;
 mod reuse;

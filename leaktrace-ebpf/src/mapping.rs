@@ -14,7 +14,7 @@ use leaktrace_common::{
 use crate::{
     count::count,
     maps::{EVENTS, PROCESS_MAPS},
-    own_stack,
+    own_stack, preemption,
     registers::Registers,
     sample, site,
     stack::{self, Start},
@@ -40,12 +40,14 @@ const MAP_ANONYMOUS: u32 = 0x20;
 #[raw_tracepoint]
 fn system_call_enter(context: RawTracePointContext) -> i32 {
     own_stack::keep();
+    preemption::off();
     let (regs, called): (*const pt_regs, u64) = arguments(&context);
     match called {
         number::MUNMAP => change(regs, Change::Unmap, 0),
         number::MREMAP => change(regs, Change::Remap, 0),
         _ => {}
     }
+    preemption::on();
     0
 }
 
@@ -53,15 +55,19 @@ fn system_call_enter(context: RawTracePointContext) -> i32 {
 #[raw_tracepoint]
 fn system_call_exit(context: RawTracePointContext) -> i32 {
     own_stack::keep();
+    preemption::off();
     let (regs, result): (*const pt_regs, u64) = arguments(&context);
     let kind = match Registers::system_call(regs) {
-        Some(number::MMAP) => Change::Map,
-        Some(number::MUNMAP) => Change::UnmapFailed,
-        Some(number::MREMAP) => Change::Remapped,
-        Some(number::BRK) => Change::Break,
-        _ => return 0,
+        Some(number::MMAP) => Some(Change::Map),
+        Some(number::MUNMAP) => Some(Change::UnmapFailed),
+        Some(number::MREMAP) => Some(Change::Remapped),
+        Some(number::BRK) => Some(Change::Break),
+        _ => None,
     };
-    change(regs, kind, result as i64);
+    if let Some(kind) = kind {
+        change(regs, kind, result as i64);
+    }
+    preemption::on();
     0
 }
 

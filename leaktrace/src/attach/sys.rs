@@ -41,6 +41,7 @@ fn owned(result: i64) -> io::Result<OwnedFd> {
 }
 
 /// What BPF_PROG_LOAD needs.
+#[derive(Clone, Copy)]
 pub struct ProgramSource<'a> {
     /// Name in the kernel, cut to 15 bytes.
     pub name: &'a str,

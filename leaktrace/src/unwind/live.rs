@@ -73,7 +73,8 @@ fn bytes(pid: &str, name: &str, start: u64, end: u64) -> Option<Vec<u8>> {
         File::open(format!("/proc/{pid}/mem")).unwrap().read_exact_at(&mut bytes, start).unwrap();
         return Some(bytes);
     }
-    name.starts_with('/').then(|| fs::read(name).unwrap())
+    // Other tests map code that has no file: none of it is on a stack that is walked here.
+    if name.starts_with('/') { fs::read(name).ok() } else { None }
 }
 
 /// Stops a child once it sleeps, and walks its stack.

@@ -12,7 +12,8 @@ fn site(kind: &str, frames: &[&str], bytes: u64, count: u64) -> serde_json::Valu
         .collect();
     json!({"id": "0", "kind": kind, "outstanding_bytes": bytes, "outstanding_count": count, "allocated_bytes": bytes,
            "allocated_count": count, "freed_bytes": 0, "freed_count": 0, "oldest_age_ns": 1,
-           "error_bytes": 0, "error_count": 0, "unverified_bytes": 0, "stack_end": "complete", "frames": frames})
+           "error_bytes": 0, "error_count": 0, "unverified_bytes": 0, "stack_end": "complete", "frames": frames,
+           "runtime": false, "suppressed": null})
 }
 
 fn report(sites: &[serde_json::Value], losses: serde_json::Value) -> Report {
@@ -24,7 +25,7 @@ fn report(sites: &[serde_json::Value], losses: serde_json::Value) -> Report {
             "error_bytes": 0, "error_count": 0,
             "allocated_bytes": sum("allocated_bytes"), "allocated_count": sum("allocated_count"),
             "freed_bytes": 0, "freed_count": 0, "heap_before_attach_bytes": 0, "unmatched_frees": 0,
-            "unverified_bytes": 0, "sites": sites}],
+            "unverified_bytes": 0, "unseen": [], "sites": sites}],
         "losses": losses, "events": []});
     Report::parse(&line.to_string()).unwrap()
 }

@@ -16,7 +16,7 @@ use leaktrace_common::{
 use crate::{
     count::count,
     maps::{EVENTS, PROCESS_MAPS, PROCESSES, SPARE_TABLES, TARGETS},
-    own_stack, preemption,
+    own_stack,
     registers::Registers,
     site, target, thread,
 };
@@ -61,10 +61,8 @@ static SIGNAL_FLAGS: Global<u32> = Global::new(0);
 #[raw_tracepoint]
 fn raw_fork(context: RawTracePointContext) -> i32 {
     own_stack::keep();
-    preemption::off();
     let child = read_kernel(argument(&context, 0), TASK_PID.load());
     forked(&context, child, Some(argument(&context, 1)));
-    preemption::on();
     0
 }
 
@@ -131,9 +129,7 @@ fn settle(tgid: u32, like: Target, table: u32) -> Option<*mut Target> {
 #[raw_tracepoint]
 fn raw_exec(context: RawTracePointContext) -> i32 {
     own_stack::keep();
-    preemption::off();
     executed(&context, Some(argument(&context, 1) as u32));
-    preemption::on();
     0
 }
 
@@ -198,9 +194,7 @@ fn executed<C: EbpfContext>(context: &C, old_tid: Option<u32>) {
 #[raw_tracepoint]
 fn raw_exit(_: RawTracePointContext) -> i32 {
     own_stack::keep();
-    preemption::off();
     ended();
-    preemption::on();
     0
 }
 

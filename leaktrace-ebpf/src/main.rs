@@ -18,7 +18,6 @@ mod maps;
 mod orders;
 mod own_stack;
 mod parked;
-mod preemption;
 mod probes;
 mod registers;
 mod reuse;

@@ -1,10 +1,17 @@
-//! The system calls that change mappings, at the raw tracepoints of all system calls. What a call takes away leaves at its
-//! entry, because afterwards another thread may own the addresses; what it makes is seen at its exit. Arguments are read
-//! from the task's registers, which a system call leaves as they were.
+//! The system calls that change mappings. What a call takes away leaves at its entry, because afterwards another thread may
+//! own the addresses; what it makes is seen at its exit. Arguments are read from the task's registers, which a system call
+//! leaves as they were.
 //!
-//! Raw, because the kernel passes programs at other tracepoints over while any task on the processor is inside bpf(2)
-//! (`trace_call_bpf` and `bpf_disable_instrumentation`): where kernel code is preempted, calls were missed without a word.
-use aya_ebpf::{EbpfContext as _, bindings::pt_regs, macros::raw_tracepoint, programs::RawTracePointContext};
+//! The programs come twice. At the raw tracepoints of all system calls nothing is missed up to Linux 6.19. From 7.0 on tasks
+//! can be preempted there, and the kernel passes over a program of which another task on the processor has not come to the
+//! end (`__bpf_trace_run`). At the tracepoints of single system calls it does so while any task on the processor is inside
+//! bpf(2) (`trace_call_bpf`, `bpf_disable_instrumentation`), which happens less often, and is counted.
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::pt_regs,
+    macros::{raw_tracepoint, tracepoint},
+    programs::{RawTracePointContext, TracePointContext},
+};
 use leaktrace_common::{
     counter::Counter,
     event::{Change, Header, Kind, MappingChange},
@@ -14,8 +21,9 @@ use leaktrace_common::{
 use crate::{
     count::count,
     maps::{EVENTS, PROCESS_MAPS},
-    own_stack, preemption,
-    registers::Registers,
+    own_stack,
+    probes::cookie,
+    registers::{Registers, task_registers},
     sample, site,
     stack::{self, Start},
     target, thread,
@@ -40,14 +48,12 @@ const MAP_ANONYMOUS: u32 = 0x20;
 #[raw_tracepoint]
 fn system_call_enter(context: RawTracePointContext) -> i32 {
     own_stack::keep();
-    preemption::off();
     let (regs, called): (*const pt_regs, u64) = arguments(&context);
     match called {
         number::MUNMAP => change(regs, Change::Unmap, 0),
         number::MREMAP => change(regs, Change::Remap, 0),
         _ => {}
     }
-    preemption::on();
     0
 }
 
@@ -55,7 +61,6 @@ fn system_call_enter(context: RawTracePointContext) -> i32 {
 #[raw_tracepoint]
 fn system_call_exit(context: RawTracePointContext) -> i32 {
     own_stack::keep();
-    preemption::off();
     let (regs, result): (*const pt_regs, u64) = arguments(&context);
     let kind = match Registers::system_call(regs) {
         Some(number::MMAP) => Some(Change::Map),
@@ -67,8 +72,52 @@ fn system_call_exit(context: RawTracePointContext) -> i32 {
     if let Some(kind) = kind {
         change(regs, kind, result as i64);
     }
-    preemption::on();
     0
+}
+
+/// Offset of the result in a `sys_exit_*` record.
+const RESULT: usize = 16;
+
+/// The exits after which a stack may be taken: one program, because it is large. The cookie is the [`Change`].
+#[tracepoint]
+fn change_exit(context: TracePointContext) -> u32 {
+    own_stack::keep();
+    const MAP: u64 = Change::Map as u64;
+    const REMAPPED: u64 = Change::Remapped as u64;
+    let kind = match cookie(context.as_ptr()) {
+        MAP => Change::Map,
+        REMAPPED => Change::Remapped,
+        _ => Change::Break,
+    };
+    change(task_registers(), kind, result(&context));
+    0
+}
+
+#[tracepoint]
+fn munmap_enter(_: TracePointContext) -> u32 {
+    own_stack::keep();
+    change(task_registers(), Change::Unmap, 0);
+    0
+}
+
+#[tracepoint]
+fn munmap_exit(context: TracePointContext) -> u32 {
+    own_stack::keep();
+    change(task_registers(), Change::UnmapFailed, result(&context));
+    0
+}
+
+#[tracepoint]
+fn mremap_enter(_: TracePointContext) -> u32 {
+    own_stack::keep();
+    change(task_registers(), Change::Remap, 0);
+    0
+}
+
+#[inline(always)]
+fn result(context: &TracePointContext) -> i64 {
+    // SAFETY: the record's layout is that of every system call tracepoint.
+    unsafe { context.read_at(RESULT) }.unwrap_or(-1)
 }
 
 /// The first two arguments of a raw tracepoint.

@@ -100,8 +100,7 @@ impl Registers {
     /// The user registers of the current task at its last entry to the kernel (Linux ≥ 5.15).
     #[inline(always)]
     pub fn of_task() -> Option<Registers> {
-        // SAFETY: helpers without preconditions in a tracing program.
-        Registers::at(unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const pt_regs)
+        Registers::at(task_registers())
     }
 
     /// The number of the system call that was entered with `registers`, which lie in kernel memory.
@@ -148,6 +147,13 @@ impl Registers {
     pub fn is_64_bit(&self) -> bool {
         self.code_segment & 0xffff == USER_CODE_SEGMENT_64
     }
+}
+
+/// Where the kernel keeps the user registers of the current task (Linux ≥ 5.15).
+#[inline(always)]
+pub fn task_registers() -> *const pt_regs {
+    // SAFETY: helpers without preconditions in a tracing program.
+    unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as *const pt_regs }
 }
 
 /// Reads a word of the current process's memory.

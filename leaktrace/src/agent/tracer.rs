@@ -118,7 +118,7 @@ pub struct Tracer {
     bans: Bans,
     /// A target was killed, because memory ran out or by tracing: what is known of it should be told at once.
     is_urgent: bool,
-    _tracepoints: Vec<Tracepoints>,
+    tracepoints: Vec<Tracepoints>,
     kernel: KernelObject,
 }
 
@@ -144,7 +144,7 @@ impl Tracer {
         let mut notes = Vec::new();
         // Verifying the programs is what takes the longest of all, so they are loaded side by side.
         let (mappings, (programs, life)) = links::side_by_side(
-            || Tracepoints::mappings(&kernel),
+            || Tracepoints::mappings(&kernel, &tracefs, host.version()),
             || (Programs::load(&kernel, link), Tracepoints::life(&kernel, &tracefs)),
         );
         let programs = programs?;
@@ -224,7 +224,7 @@ impl Tracer {
             standing: standing::Standing::default(),
             bans: Bans::default(),
             is_urgent: false,
-            _tracepoints: tracepoints,
+            tracepoints,
             kernel,
         })
     }

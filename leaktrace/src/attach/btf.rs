@@ -13,7 +13,6 @@ const KIND_ARRAY: u32 = 3;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_ENUM: u32 = 6;
-const KIND_FUNC: u32 = 12;
 const KIND_FUNC_PROTO: u32 = 13;
 const KIND_VAR: u32 = 14;
 const KIND_DATASEC: u32 = 15;
@@ -71,22 +70,6 @@ impl Btf {
                 }
             }
             at += TYPE_BYTES + trailing_bytes(kind, count);
-        }
-        None
-    }
-
-    /// The number of function `name` among the types: the first has the number 1.
-    pub fn function_id(&self, name: &str) -> Option<u32> {
-        let mut at = self.types.start;
-        let mut id = 1;
-        while at + TYPE_BYTES <= self.types.end {
-            let info = word(&self.bytes, at + 4)?;
-            let (kind, count) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
-            if kind == KIND_FUNC && self.is_string(word(&self.bytes, at)? as usize, name) {
-                return Some(id);
-            }
-            at += TYPE_BYTES + trailing_bytes(kind, count);
-            id += 1;
         }
         None
     }

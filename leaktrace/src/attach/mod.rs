@@ -5,7 +5,7 @@
 //! choose the instruction of each probe, and are pure; `live_text` looks whether a process has it there. `object`
 //! creates the maps and loads programs, `links` and `tracepoints` attach them, `shared` writes arrays; `sys` is the thin
 //! layer over bpf(2) and perf_event_open(2), `minimal` the smallest programs, `private_stacks` what keeps programs on
-//! the stack of their thread, `preemption` what keeps some from being preempted.
+//! the stack of their thread.
 
 pub mod arrays;
 pub mod btf;
@@ -18,7 +18,6 @@ pub mod live_text;
 pub mod minimal;
 pub mod object;
 pub mod plan;
-pub mod preemption;
 pub mod preflight;
 pub mod private_stacks;
 pub mod prologue;

@@ -14,7 +14,7 @@ use aya::{
 use aya_obj::{ProgramSection, generated::bpf_prog_type};
 use leaktrace_common::{hook::SLOTS, near};
 
-use super::{btf::Btf, hidden::Feature, preemption, private_stacks, private_stacks::PrivateStacks, sys};
+use super::{btf::Btf, hidden::Feature, private_stacks, private_stacks::PrivateStacks, sys};
 
 /// The object that build.rs embeds; empty when the kernel toolchain was missing at build time.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/leaktrace.bpf.o"));
@@ -64,7 +64,6 @@ pub struct KernelObject {
     btf: Option<OwnedFd>,
     knows_exit_status: bool,
     private_stacks: PrivateStacks,
-    preemption: Option<preemption::Functions>,
     /// The templates of maps in maps, by the name of the outer one.
     inner_maps: HashMap<String, aya_obj::Map>,
     verified: Mutex<BTreeMap<String, u32>>,
@@ -131,7 +130,6 @@ impl KernelObject {
             btf,
             knows_exit_status,
             private_stacks,
-            preemption: preemption::Functions::of_kernel(),
             inner_maps,
             verified: Mutex::default(),
         })
@@ -161,9 +159,6 @@ impl KernelObject {
         let lines = function.line_info.line_info_bytes();
         let mut instructions = function.instructions.clone();
         self.private_stacks.prepare(&mut instructions);
-        let mut uninterrupted = instructions.clone();
-        let has_places = preemption::place(&mut instructions, None);
-        preemption::place(&mut uninterrupted, self.preemption);
         let source = sys::ProgramSource {
             name,
             kind: kind as u32,
@@ -174,15 +169,7 @@ impl KernelObject {
             functions: (&functions, function.func_info.len() as u32, function.func_info_rec_size as u32),
             lines: (&lines, function.line_info.len() as u32, function.line_info_rec_size as u32),
         };
-        // Kernels that have the functions may refuse them around the calls that a program makes (up to 6.14): there nothing
-        // preempts it anyway.
-        let uninterrupted = sys::ProgramSource { instructions: &uninterrupted, ..source };
-        let first = if has_places && self.preemption.is_some() {
-            sys::load_program(&uninterrupted, &mut []).or_else(|_| sys::load_program(&source, &mut []))
-        } else {
-            sys::load_program(&source, &mut [])
-        };
-        let loaded = first.or_else(|error| {
+        let loaded = sys::load_program(&source, &mut []).or_else(|error| {
             let mut log = vec![0; 4 << 20];
             sys::load_program(&source, &mut log)
                 .map_err(|_| anyhow!(error).context(format!("kernel program {name}: {}", tail(&log))))

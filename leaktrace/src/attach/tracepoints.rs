@@ -6,9 +6,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use leaktrace_common::event::{MOVED_PID, SIGNAL_FIELDS};
+use leaktrace_common::event::{Change, MOVED_PID, SIGNAL_FIELDS};
 
 use super::{
+    host::KernelVersion,
     links::close_together,
     object::KernelObject,
     sys::{self, PerfEventAttr},
@@ -34,8 +35,22 @@ type RawPoint = (&'static CStr, &'static str);
 const RAW_LIFE: [RawPoint; 3] =
     [(c"task_newtask", "raw_fork"), (c"sched_process_exec", "raw_exec"), (c"sched_process_exit", "raw_exit")];
 
-/// Mappings.
-const MAPPINGS: [RawPoint; 2] = [(c"sys_enter", "system_call_enter"), (c"sys_exit", "system_call_exit")];
+/// Mappings, before Linux 7.0.
+const RAW_MAPPINGS: [RawPoint; 2] = [(c"sys_enter", "system_call_enter"), (c"sys_exit", "system_call_exit")];
+
+/// Mappings, from Linux 7.0 on.
+const MAPPINGS: [Point; 6] = [
+    ("syscalls", "sys_exit_mmap", "change_exit", Change::Map as u64),
+    ("syscalls", "sys_enter_munmap", "munmap_enter", 0),
+    ("syscalls", "sys_exit_munmap", "munmap_exit", 0),
+    ("syscalls", "sys_enter_mremap", "mremap_enter", 0),
+    ("syscalls", "sys_exit_mremap", "change_exit", Change::Remapped as u64),
+    ("syscalls", "sys_exit_brk", "change_exit", Change::Break as u64),
+];
+
+/// The first kernel on which a task can be preempted at the raw tracepoints of system calls, so that programs there are
+/// passed over. Nothing that could be tried tells.
+const RAW_IS_PREEMPTED: KernelVersion = KernelVersion(7, 0);
 
 /// Death by lack of memory.
 const OUT_OF_MEMORY: [Point; 1] = [("oom", "mark_victim", "oom_victim", 0)];
@@ -46,6 +61,10 @@ const SIGNALS: [Point; 1] = [("signal", "signal_deliver", "signal_delivered", 0)
 /// Attached tracepoints; dropping them detaches.
 pub struct Tracepoints {
     links: Vec<OwnedFd>,
+    /// The programs, to ask how often the kernel passed them over.
+    programs: Vec<OwnedFd>,
+    /// What they are passed over at is a loss.
+    counts_misses: bool,
 }
 
 impl Drop for Tracepoints {
@@ -56,6 +75,22 @@ impl Drop for Tracepoints {
 }
 
 impl Tracepoints {
+    fn counting_misses(mut self) -> Tracepoints {
+        self.counts_misses = true;
+        self
+    }
+
+    /// Calls of which nothing is known because the kernel passed over the program, of this process or another; 0 where it
+    /// does not say (before Linux 6.7).
+    pub fn missed(&self) -> u64 {
+        if !self.counts_misses {
+            return 0;
+        }
+        let missed =
+            |program: &OwnedFd| sys::program_info(program.as_fd()).map_or(0, |info| info.recursion_misses);
+        self.programs.iter().map(missed).sum()
+    }
+
     /// Attaches those of process life.
     ///
     /// # Errors
@@ -73,8 +108,16 @@ impl Tracepoints {
     ///
     /// # Errors
     /// When the kernel has no system call tracepoints (CONFIG_FTRACE_SYSCALLS).
-    pub fn mappings(kernel: &KernelObject) -> Result<Tracepoints> {
-        attach_raw(kernel, &MAPPINGS)
+    pub fn mappings(
+        kernel: &KernelObject,
+        tracefs: &Tracefs,
+        version: Option<KernelVersion>,
+    ) -> Result<Tracepoints> {
+        if version.is_some_and(|version| version >= RAW_IS_PREEMPTED) {
+            attach(kernel, tracefs, &MAPPINGS).map(|tracepoints| tracepoints.counting_misses())
+        } else {
+            attach_raw(kernel, &RAW_MAPPINGS)
+        }
     }
 
     /// Attaches the one that tells which process is killed because memory has run out.
@@ -121,13 +164,15 @@ impl Tracepoints {
 
 fn attach_raw(kernel: &KernelObject, points: &[RawPoint]) -> Result<Tracepoints> {
     let mut links = Vec::with_capacity(points.len());
+    let mut programs = Vec::with_capacity(points.len());
     for (name, program) in points {
         let program = kernel.load_program(program, 0)?;
         let link = sys::link_raw_tracepoint(program.as_fd(), name)
             .with_context(|| format!("attaching to raw tracepoint {}", name.to_string_lossy()))?;
         links.push(link);
+        programs.push(program);
     }
-    Ok(Tracepoints { links })
+    Ok(Tracepoints { links, programs, counts_misses: false })
 }
 
 fn attach(kernel: &KernelObject, tracefs: &Tracefs, points: &[Point]) -> Result<Tracepoints> {
@@ -146,5 +191,5 @@ fn attach(kernel: &KernelObject, tracefs: &Tracefs, points: &[Point]) -> Result<
             .with_context(|| format!("attaching to tracepoint {category}:{name}"))?;
         links.extend([link, event]);
     }
-    Ok(Tracepoints { links })
+    Ok(Tracepoints { links, programs: programs.into_values().collect(), counts_misses: false })
 }

@@ -10,6 +10,7 @@ use crate::{
         target::{Recording, Tracked},
         view,
     },
+    attach::tracepoints::Tracepoints,
     drain::{maps::Tally, sideband::Sideband},
     model::snapshot::{Mode, Snapshot, TargetView, WallNs},
     symbolize::{DebuginfodOptions, Patience},
@@ -88,6 +89,7 @@ impl Tracer {
         let lost = self.sideband.as_ref().map_or(0, Sideband::lost);
         let of_tracing = [
             ("mapping_records_lost", lost),
+            ("mapping_calls_missed", self.tracepoints.iter().map(Tracepoints::missed).sum()),
             ("copies_dropped", self.deferred.dropped()),
             ("processes_not_traced", if self.options.holds_children { self.refused() } else { 0 }),
             ("children_not_traced", self.untraced_children),

@@ -3,7 +3,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 use super::*;
 
 /// Every program, with the attach types that it is loaded with.
-const PROGRAMS: [(&str, u32); 20] = [
+const PROGRAMS: [(&str, u32); 24] = [
     ("alloc_session", sys::ATTACH_UPROBE_SESSION),
     ("alloc_entry", sys::ATTACH_UPROBE_MULTI),
     ("alloc_entry", 0),
@@ -11,6 +11,10 @@ const PROGRAMS: [(&str, u32); 20] = [
     ("alloc_exit", 0),
     ("exception_thrown", 0),
     ("free_entry", 0),
+    ("change_exit", 0),
+    ("munmap_enter", 0),
+    ("munmap_exit", 0),
+    ("mremap_enter", 0),
     ("system_call_enter", 0),
     ("system_call_exit", 0),
     ("raw_fork", 0),

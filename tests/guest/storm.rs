@@ -64,7 +64,7 @@ fn judge(setting: &Setting, ledger: &Ledger, report: &Report, pid: u32) -> Resul
     let (mappings, heap): (Vec<Entry>, Vec<Entry>) =
         ledger.entries.iter().cloned().partition(|entry| missed > 0 && entry.kind == "mapping");
     found.extend(mappings.iter().filter_map(|entry| short_by_more(entry, target, missed)));
-    let exact = Ledger { entries: heap, ..ledger.clone() };
+    let exact = Ledger { entries: heap };
     match setting.mode.as_str() {
         "sampled" => found.extend(estimate(&exact, target)),
         _ => found.extend(compare::differences(&exact, target, &rules)),

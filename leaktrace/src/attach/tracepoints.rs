@@ -114,7 +114,7 @@ impl Tracepoints {
         version: Option<KernelVersion>,
     ) -> Result<Tracepoints> {
         if version.is_some_and(|version| version >= RAW_IS_PREEMPTED) {
-            attach(kernel, tracefs, &MAPPINGS).map(|tracepoints| tracepoints.counting_misses())
+            attach(kernel, tracefs, &MAPPINGS).map(Tracepoints::counting_misses)
         } else {
             attach_raw(kernel, &RAW_MAPPINGS)
         }

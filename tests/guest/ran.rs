@@ -5,6 +5,7 @@ use leaktrace_tests::{
     compare::{self, Rules},
     leaktrace,
     ledger::{Ledger, Said},
+    missed::{self, MISSED},
     oracle,
     report::Report,
     scenario::latest,
@@ -58,13 +59,13 @@ pub(crate) fn equals_the_ledgers() -> Result<()> {
     let pids = ran.ledger.pids();
     ensure!(pids.len() == PROCESSES, "{} processes instead of {PROCESSES}: {errors}", pids.len());
     let mut found = Vec::new();
+    let last = ran.reports.last().context("no summary")?;
     for pid in pids {
         let target = latest(&ran.reports, pid)?;
         let rules = rules(&target.comm);
-        let differences = compare::differences(&ran.ledger.of(pid), target, &rules);
+        let differences = missed::differences(&ran.ledger.of(pid), target, last, &rules);
         found.extend(differences.into_iter().map(|text| format!("{} ({pid}): {text}", target.comm)));
     }
-    let last = ran.reports.last().context("no summary")?;
     found.extend(compare::losses(last, &rules("cxx")));
     ensure!(found.is_empty(), "{}", found.join("\n"));
     Ok(())
@@ -75,7 +76,7 @@ pub(crate) fn equals_the_ledgers() -> Result<()> {
 /// reserve for exceptions.
 fn rules(fixture: &str) -> Rules {
     let keeps_others = matches!(fixture, "threads" | "cxx");
-    Rules { allowed_losses: vec!["lost_returns"], others_allowed: keeps_others, ..Rules::default() }
+    Rules { allowed_losses: vec!["lost_returns", MISSED], others_allowed: keeps_others, ..Rules::default() }
 }
 
 /// Estimates of one run.

@@ -6,7 +6,8 @@ use leaktrace_tests::{
     compare::{self, Rules},
     fixture::Fixture,
     leaktrace::Leaktrace,
-    ledger::{Entry, Ledger},
+    ledger::Ledger,
+    missed::{self, MISSED},
     report::{Report, Target},
 };
 use std::time::{Duration, Instant};
@@ -52,37 +53,15 @@ pub(crate) fn equals_the_ledger(setting: &Setting) -> Result<()> {
     Ok(())
 }
 
-/// The loss by which leaktrace names mapping calls that the kernel did not tell of.
-const MISSED: &str = "mapping_calls_missed";
-
 fn judge(setting: &Setting, ledger: &Ledger, report: &Report, pid: u32) -> Result<(), String> {
     let target = report.target(pid).ok_or("it is not in the report")?;
-    let missed = report.losses.get(MISSED).copied().unwrap_or(0);
-    let allowed_losses = if missed > 0 { vec![MISSED] } else { Vec::new() };
-    let rules = Rules { allowed_losses, ..Rules::default() };
+    let rules = Rules { allowed_losses: vec![MISSED], ..Rules::default() };
     let mut found = compare::losses(report, &rules);
-    let (mappings, heap): (Vec<Entry>, Vec<Entry>) =
-        ledger.entries.iter().cloned().partition(|entry| missed > 0 && entry.kind == "mapping");
-    found.extend(mappings.iter().filter_map(|entry| short_by_more(entry, target, missed)));
-    let exact = Ledger { entries: heap };
     match setting.mode.as_str() {
-        "sampled" => found.extend(estimate(&exact, target)),
-        _ => found.extend(compare::differences(&exact, target, &rules)),
+        "sampled" => found.extend(estimate(ledger, target)),
+        _ => found.extend(missed::differences(ledger, target, report, &rules)),
     }
     if found.is_empty() { Ok(()) } else { Err(found.join("\n")) }
-}
-
-/// Where calls were missed and counted, no more of a site's mappings may lack than that.
-fn short_by_more(entry: &Entry, target: &Target, missed: u64) -> Option<String> {
-    let truth = entry.allocated_count?;
-    let of_entry = target.sites.iter().filter(|site| {
-        site.kind == entry.kind
-            && site.frames.iter().any(|frame| frame.function.as_ref() == Some(&entry.site))
-    });
-    let is: u64 = of_entry.map(|site| site.allocated_count).sum();
-    let is_covered = is <= truth && truth - is <= missed;
-    (!is_covered)
-        .then(|| format!("{}: {is} mappings instead of {truth}, and {missed} calls missed", entry.site))
 }
 
 /// What is wrong with the estimated number of blocks. (Estimates of bytes are of what the allocator took, which the

@@ -13,6 +13,7 @@ pub mod http;
 pub mod leaktrace;
 pub mod ledger;
 pub mod lines;
+pub mod missed;
 pub mod oracle;
 pub mod proc;
 pub mod report;

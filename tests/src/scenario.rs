@@ -4,6 +4,7 @@ use crate::{
     fixture::Fixture,
     leaktrace::Leaktrace,
     ledger::Ledger,
+    missed,
     report::{Report, Target},
 };
 use anyhow::{Context, Result, bail};
@@ -118,7 +119,9 @@ impl Case {
         let mut found = compare::losses(report, &self.rules);
         for pid in pids {
             match report.target(pid) {
-                Some(target) => found.extend(compare::differences(&ledger.of(pid), target, &self.rules)),
+                Some(target) => {
+                    found.extend(missed::differences(&ledger.of(pid), target, report, &self.rules));
+                }
                 None => found.push(format!("process {pid} is not in the report")),
             }
         }

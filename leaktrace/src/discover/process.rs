@@ -264,7 +264,10 @@ pub fn shown_as(pid: u32) -> u32 {
 
 /// A thread that lives: the first one, of which this is the state, if it does.
 fn living_thread(pid: u32, first: &Stat) -> Option<u32> {
-    if !first.has_ended() {
+    // A thread gives its memory up some time before it is shown as ended.
+    let exe = fs::read_link(format!("/proc/{pid}/exe"));
+    let has_memory = !exe.is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    if !first.has_ended() && has_memory {
         return Some(pid);
     }
     let lives = |tid: &u32| {
@@ -273,7 +276,8 @@ fn living_thread(pid: u32, first: &Stat) -> Option<u32> {
             .and_then(|file| file.take(MAX_STATUS_BYTES).read_to_end(&mut stat));
         read.is_ok() && parse_stat(&stat).is_some_and(|stat| !stat.has_ended())
     };
-    threads(pid).into_iter().filter(|tid| *tid != pid).find(lives)
+    let other = threads(pid).into_iter().filter(|tid| *tid != pid).find(lives);
+    other.or_else(|| (!first.has_ended()).then_some(pid))
 }
 
 /// Resident bytes of private anonymous memory (smaps `Anonymous:`) in which heap blocks can lie: `[heap]`,
